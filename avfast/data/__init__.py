@@ -1,0 +1,24 @@
+"""Media files to tensors: sources, samplers, datasets, front-ends, the demo set and the media scan.
+
+Nothing here needs PyAV until a file is opened.
+"""
+
+from __future__ import annotations
+
+from avfast.data.dataset import ClipDataset, build_loader
+from avfast.data.media import Clip, MediaError, MediaInfo, probe, read_clip
+from avfast.data.sampler import EpochSampler
+from avfast.data.sources import ClipRecord, ClipSource
+
+__all__ = [
+    "Clip",
+    "ClipDataset",
+    "ClipRecord",
+    "ClipSource",
+    "EpochSampler",
+    "MediaError",
+    "MediaInfo",
+    "build_loader",
+    "probe",
+    "read_clip",
+]

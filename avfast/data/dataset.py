@@ -1,0 +1,231 @@
+"""Clips as training samples: augmentation from keys, and an honest account of what could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avfast.data.media import Clip, Decoded, MediaError, MediaFile, middle, read_all
+from avfast.data.randomness import Draws
+from avfast.data.sampler import EpochSampler
+from avfast.data.sources import ClipSource
+from avfast.errors import DataError
+
+POLICIES = ("raise", "skip", "resample")
+# So many different clips are tried in place of a broken one before the data are called broken.
+RESAMPLE_TRIES = 8
+
+
+class UnusableClip(DataError):
+    """A clip that cannot be used, raised in the main process or in a worker.
+
+    A worker's exception arrives as its whole traceback in one string; only the last part is meant for the user.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class ClipDataset(Dataset):
+    """Samples of a :class:`ClipSource`, asked for by ``(epoch, index)``.
+
+    A sample is a dictionary: ``frames`` uint8 ``[T, 3, H, W]`` RGB, ``waveform`` float32 ``[S]``, ``label`` (class
+    number, -1 if none), ``index`` into the source, ``id`` (content hash) and ``errors``.
+
+    Training samples take a random time, a random resized crop and a random flip, the same for all frames of the
+    clip, drawn from ``(seed, epoch, id)``. Evaluation samples take the middle of the file and of the picture.
+
+    Args:
+        source: where the clips are.
+        frames, size, duration, sample_rate: as for :func:`avfast.data.media.read_clip`.
+        seed: of the augmentation.
+        train: augment or not.
+        on_error: what a clip that cannot be used does. ``"raise"`` stops with a :class:`DataError`. ``"skip"``
+            leaves it out of its batch. ``"resample"`` puts another clip, drawn from the same keys, in its place.
+            The last two are reported in ``errors`` (one dictionary of ``index``, ``path``, ``cause``, ``detail`` and
+            ``policy`` per failed clip); a made-up picture or silence is never handed out.
+        cache: None, or ``"memory"`` to decode every file once and cut all clips from that.
+            It takes ``3 F H W`` bytes per file of F frames; see :meth:`preload`.
+        crop: ``"center"`` keeps the aspect, ``"squash"`` does not.
+        crop_scale: range of the share of the picture that a training crop shows; ``(1, 1)`` turns it off.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        *,
+        frames: int,
+        size: int | tuple[int, int],
+        duration: float,
+        sample_rate: int,
+        seed: int,
+        train: bool,
+        on_error: str = "raise",
+        cache: str | None = None,
+        crop: str = "center",
+        crop_scale: tuple[float, float] = (0.4, 1.0),
+        flip: float = 0.5,
+    ) -> None:
+        where = "avfast.data.ClipDataset"
+        if on_error not in POLICIES:
+            raise ValueError(f"{where}: on_error: expected one of {POLICIES}, got {on_error!r}")
+        if cache not in (None, "memory"):
+            raise ValueError(f"{where}: cache: expected None or 'memory', got {cache!r}")
+        if frames < 1 or sample_rate < 1 or not duration > 0:
+            raise ValueError(f"{where}: frames, sample_rate and duration: expected positive numbers")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"{where}: crop_scale: expected 0 < low <= high <= 1, got {crop_scale}")
+        self.source, self.seed, self.train, self.on_error, self.cache = source, seed, train, on_error, cache
+        self.frames, self.duration, self.sample_rate = frames, duration, sample_rate
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.crop, self.crop_scale, self.flip = crop, crop_scale, flip
+        self._labels = source.labels
+        self._decoded: dict[int, Decoded | MediaError] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def read_size(self) -> tuple[int, int]:
+        """Pictures are decoded an eighth larger for training, so that crops have something to cut."""
+        grow = 8 / 7 if self.train and self.crop_scale[0] < 1 else 1
+        return round(self.size[0] * grow), round(self.size[1] * grow)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        errors: list[dict[str, Any]] = []
+        for attempt in range(RESAMPLE_TRIES + 1):
+            try:
+                return self._sample(epoch, index) | {"errors": errors}
+            except MediaError as error:
+                if self.on_error == "raise":
+                    raise UnusableClip(
+                        f"{error} (on_error='skip' or 'resample' goes on without it)"
+                    ) from None
+                errors.append(
+                    {"index": index, "path": error.path, "cause": error.cause, "detail": error.detail,
+                     "policy": self.on_error}
+                )  # fmt: skip
+            if self.on_error == "skip":
+                return {"errors": errors}
+            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(
+                len(self)
+            )
+        raise UnusableClip(
+            f"{self.source.root}: {len(errors)} clips in a row could not be used, the last because "
+            f"{errors[-1]['path']} {errors[-1]['detail']}"
+        )
+
+    def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode everything now (``cache="memory"``), so that workers started later share one copy."""
+        if self.cache != "memory":
+            raise ValueError("avfast.data.ClipDataset.preload: needs cache='memory'")
+        for index in range(len(self)):
+            self._load(index)
+            if progress is not None:
+                progress(index + 1, len(self))
+
+    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
+        record = self.source.records[index]
+        draws = Draws(self.seed, epoch, record.id) if self.train else None
+        clip = self._clip(index, draws)
+        frames = clip.frames if draws is None else self._augment(clip.frames, draws)
+        return {
+            "frames": frames,
+            "waveform": clip.waveform,
+            "label": self._labels[index],
+            "index": index,
+            "id": record.id,
+        }
+
+    def _clip(self, index: int, draws: Draws | None) -> Clip:
+        if self.cache == "memory":
+            decoded = self._load(index)
+            if isinstance(decoded, MediaError):
+                raise decoded
+            start = self._start(decoded.duration, draws)
+            return decoded.cut(start=start, duration=self.duration, frames=self.frames)
+        with MediaFile(self.source.records[index].path) as media:
+            window = (self._start(media.require_duration(), draws), self.duration, self.frames)
+            decoded = media.decode(
+                size=self.read_size, sample_rate=self.sample_rate, crop=self.crop, window=window
+            )
+        return decoded.cut(start=window[0], duration=self.duration, frames=self.frames)
+
+    def _start(self, total: float, draws: Draws | None) -> float:
+        if draws is None:
+            return middle(total, self.duration)
+        return draws.uniform(0.0, max(total - self.duration, 0.0))
+
+    def _load(self, index: int) -> Decoded | MediaError:
+        if index not in self._decoded:
+            path = self.source.records[index].path
+            try:
+                self._decoded[index] = read_all(
+                    path, size=self.read_size, sample_rate=self.sample_rate, crop=self.crop
+                )
+            except MediaError as error:
+                self._decoded[index] = error
+        return self._decoded[index]
+
+    def _augment(self, frames: Tensor, draws: Draws) -> Tensor:
+        """One random resized crop and one flip for the whole clip."""
+        height, width = frames.shape[-2:]
+        area = draws.uniform(*self.crop_scale)
+        stretch = draws.uniform(-1, 1) * (self.crop_scale[0] < 1)
+        # Aspect between 3:4 and 4:3 around that of the picture, evenly in the logarithm.
+        aspect = (4 / 3) ** stretch
+        rows = min(round(height * (area / aspect) ** 0.5), height)
+        columns = min(round(width * (area * aspect) ** 0.5), width)
+        top, left = draws.integer(height - rows + 1), draws.integer(width - columns + 1)
+        out = frames[..., top : top + rows, left : left + columns]
+        if out.shape[-2:] != self.size:
+            out = F.interpolate(out, self.size, mode="bilinear", antialias=True)
+        return out.flip(-1) if draws.coin(self.flip) else out.contiguous()
+
+
+def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples to a batch; samples without a clip leave only their ``errors``.
+
+    Raises:
+        UnusableClip: no sample of the batch has a clip.
+    """
+    samples = list(samples)
+    errors = [error for sample in samples for error in sample["errors"]]
+    good = [sample for sample in samples if "frames" in sample]
+    if not good:
+        raise UnusableClip(
+            f"none of the {len(samples)} clips of a batch could be used; the first is {errors[0]['path']}, which "
+            f"{errors[0]['detail']}"
+        )
+    return {
+        "frames": torch.stack([s["frames"] for s in good]),
+        "waveform": torch.stack([s["waveform"] for s in good]),
+        "label": torch.tensor([s["label"] for s in good]),
+        "index": torch.tensor([s["index"] for s in good]),
+        "id": [s["id"] for s in good],
+        "errors": errors,
+    }
+
+
+def build_loader(
+    dataset: ClipDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """A ``DataLoader`` of batches: ``frames`` uint8 ``[B, T, 3, H, W]``, ``waveform`` ``[B, S]``, ``label`` and
+    ``index`` int64 ``[B]``, ``id`` and ``errors`` lists.
+
+    Batches do not depend on ``workers``. ``errors`` holds what failed, so counts are kept in the main process.
+    """
+    if sampler.n != len(dataset):
+        raise ValueError(
+            f"avfast.data.build_loader: sampler: expected one over {len(dataset)} samples, got {sampler.n}"
+        )
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin_memory
+    )

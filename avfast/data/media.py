@@ -1,0 +1,452 @@
+"""Clips out of media files: pictures and sound cut by time stamp on one clock.
+
+A clip is asked for in seconds. Pictures are the ones on screen at the centres of ``frames`` equal parts of the
+interval; sound is placed sample by sample where its own time stamps put it. Both clocks start at the container's
+start time, so that what happens together in the file stays together in the tensors (pytorch/vision#2474 is the bug
+this avoids).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfast.errors import DataError, MissingDependency
+
+# Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much earlier.
+PREROLL = 0.25
+# Short seeks cost more than decoding the few frames they would skip.
+SEEK_FROM = 1.0
+# A clip may lack this share of its interval (encoders round durations); the rest is held still and silent.
+MIN_COVERAGE = 0.9
+
+
+class MediaError(DataError):
+    """A media file cannot give what was asked of it.
+
+    ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``.
+    """
+
+    def __init__(self, path: str | Path, cause: str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path, self.cause, self.detail = str(path), cause, detail
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.cause, self.detail)
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What the headers of a file say. Times in seconds; a field that the file does not tell is None."""
+
+    duration: float | None
+    has_video: bool
+    has_audio: bool
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    n_frames: int | None = None
+    video_codec: str | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    audio_codec: str | None = None
+    container: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``frames`` uint8 ``[T, 3, H, W]``, ``waveform`` float32 ``[S]``, ``start`` in seconds from the file's start."""
+
+    frames: Tensor
+    waveform: Tensor
+    start: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded stretch of a file, from which clips are cut without touching the file again.
+
+    ``frames`` uint8 ``[F, 3, H, W]`` with their ``times``; ``waveform`` float32 ``[S]`` whose first sample is at
+    ``audio_start``; ``video_end`` is when the last picture leaves the screen. All times in seconds.
+    """
+
+    path: str
+    frames: Tensor
+    times: tuple[float, ...]
+    video_end: float
+    waveform: Tensor
+    audio_start: float
+    sample_rate: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds for which there are both pictures and sound, counted from the file's start."""
+        return min(self.video_end, self.audio_start + len(self.waveform) / self.sample_rate)
+
+    def cut(self, *, start: float | None, duration: float, frames: int) -> Clip:
+        """The clip ``[start, start + duration)``; ``start=None`` is the middle.
+
+        Raises:
+            MediaError: more than a tenth of the interval is not there (cause ``too-short``).
+        """
+        start = middle(self.duration, duration) if start is None else start
+        targets = frame_times(start, duration, frames)
+        slack = (1 - MIN_COVERAGE) * duration
+        if targets[0] < self.times[0] - slack or targets[-1] > self.video_end + slack:
+            raise MediaError(
+                self.path,
+                "too-short",
+                f"has pictures from {self.times[0]:.2f} to {self.video_end:.2f} s, but the clip of {duration:g} s "
+                f"from {start:.2f} s on needs them from {targets[0]:.2f} to {targets[-1]:.2f} s",
+            )
+        picks = [max(bisect_right(self.times, t) - 1, 0) for t in targets]
+
+        wanted = round(duration * self.sample_rate)
+        first = round((start - self.audio_start) * self.sample_rate)
+        low, high = max(first, 0), min(first + wanted, len(self.waveform))
+        if high - low < MIN_COVERAGE * wanted:
+            held = max(high - low, 0) / self.sample_rate
+            raise MediaError(
+                self.path,
+                "too-short",
+                f"holds {held:.2f} s of sound in the {duration:g} s from {start:.2f} s on",
+            )
+        waveform = torch.zeros(wanted)
+        waveform[low - first : high - first] = self.waveform[low:high]
+        return Clip(self.frames[picks], waveform, start)
+
+
+def middle(total: float, duration: float) -> float:
+    """Where a clip of ``duration`` starts to sit in the middle of ``total`` seconds."""
+    return max((total - duration) / 2, 0.0)
+
+
+def frame_times(start: float, duration: float, frames: int) -> list[float]:
+    """The centres of ``frames`` equal parts of the interval.
+
+    >>> frame_times(1.0, 2.0, 2)
+    [1.5, 2.5]
+    """
+    return [start + (k + 0.5) * duration / frames for k in range(frames)]
+
+
+def probe(path: str | Path) -> MediaInfo:
+    """Read the headers of a media file (no decoding, about a millisecond).
+
+    Raises:
+        MediaError: the file is missing or is not media.
+        MissingDependency: PyAV is not installed.
+    """
+    with MediaFile(path) as media:
+        return media.info
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    start: float | None,
+    duration: float,
+    frames: int,
+    size: int | tuple[int, int],
+    sample_rate: int,
+    crop: str = "center",
+) -> Clip:
+    """Read one clip from a file with pictures and sound.
+
+    Args:
+        path: any container and codec that FFmpeg reads.
+        start: seconds from the file's start; None takes the middle.
+        duration: seconds.
+        frames: pictures per clip, the ones on screen at :func:`frame_times`.
+        size: ``H = W`` or ``(H, W)`` of the pictures.
+        sample_rate: of the waveform in Hz; channels are mixed down to one.
+        crop: ``"center"`` keeps the aspect and cuts what stands over; ``"squash"`` fits the whole picture.
+
+    Returns:
+        Clip: frames uint8 ``[T, 3, H, W]`` in RGB, waveform float32 ``[round(duration * sample_rate)]`` in [-1, 1].
+        Up to 10 % of the interval may be missing in the file; there the last picture stays and the sound is zero.
+
+    Raises:
+        MediaError: a ``DataError`` naming the file and the cause.
+        MissingDependency: PyAV is not installed.
+    """
+    with MediaFile(path) as media:
+        start = middle(media.require_duration(), duration) if start is None else start
+        window = (start, duration, frames)
+        decoded = media.decode(size=size, sample_rate=sample_rate, crop=crop, window=window)
+    return decoded.cut(start=start, duration=duration, frames=frames)
+
+
+def read_all(
+    path: str | Path, *, size: int | tuple[int, int], sample_rate: int, crop: str = "center"
+) -> Decoded:
+    """Decode a whole file once; arguments and errors as for :func:`read_clip`."""
+    with MediaFile(path) as media:
+        return media.decode(size=size, sample_rate=sample_rate, crop=crop)
+
+
+class MediaFile:
+    """An open media file; a context manager, so that the container is closed whatever happens."""
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        self.path, self._av = str(path), require_av()
+        if not Path(path).is_file():
+            raise MediaError(path, "missing", "no such file")
+        try:
+            self._container = self._av.open(self.path, metadata_errors="replace")
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        streams = self._container.streams
+        # A cover picture in an audio file is a video stream of one frame; it is not a video.
+        moving = [s for s in streams.video if not _is_cover(s)]
+        self.video = moving[0] if moving and moving[0].codec_context else None
+        self.audio = streams.audio[0] if streams.audio and streams.audio[0].codec_context else None
+        for stream in (self.video, self.audio):
+            if stream is not None and threads == 1:
+                # DataLoader workers are the parallelism; decoder threads on top of them only fight.
+                stream.thread_type = "NONE"
+                stream.codec_context.thread_count = 1
+
+    def __enter__(self) -> MediaFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._container.close()
+
+    @property
+    def origin(self) -> float:
+        """The container's start time: zero on the clock of clips."""
+        return (self._container.start_time or 0) / self._av.time_base
+
+    @property
+    def info(self) -> MediaInfo:
+        video, audio = self.video, self.audio
+        fields: dict[str, Any] = {}
+        if video is not None:
+            rate = video.average_rate or video.guessed_rate
+            fields |= {"fps": float(rate) if rate else None, "n_frames": video.frames or None}
+            fields |= {"width": video.width, "height": video.height, "video_codec": video.codec_context.name}
+        if audio is not None:
+            fields |= {
+                "sample_rate": audio.rate,
+                "channels": audio.channels,
+                "audio_codec": audio.codec_context.name,
+            }
+        return MediaInfo(
+            self._duration(),
+            video is not None,
+            audio is not None,
+            container=self._container.format.name,
+            **fields,
+        )
+
+    def require_duration(self) -> float:
+        """Length in seconds; counted by reading the packets if the header does not say."""
+        if (known := self._duration()) is not None:
+            return known
+        end = 0.0
+        try:
+            for packet in self._container.demux():
+                if packet.pts is not None:
+                    end = max(
+                        end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.origin
+                    )
+            self._container.seek(0)
+        except self._av.FFmpegError as error:
+            raise _unreadable(self.path, error) from error
+        return end
+
+    def _duration(self) -> float | None:
+        ends = [
+            float(((s.start_time or 0) + s.duration) * s.time_base) - self.origin
+            for s in (self.video, self.audio)
+            if s is not None and s.duration
+        ]
+        if ends:
+            return min(ends)
+        return self._container.duration / self._av.time_base if self._container.duration else None
+
+    def decode(
+        self,
+        *,
+        size: int | tuple[int, int],
+        sample_rate: int,
+        crop: str = "center",
+        window: tuple[float, float, int] | None = None,
+    ) -> Decoded:
+        """Decode the whole file, or what a clip ``window = (start, duration, frames)`` needs of it."""
+        if self.video is None:
+            raise MediaError(self.path, "no-video", "has no video stream")
+        if self.audio is None:
+            raise MediaError(self.path, "no-audio", "has no audio stream")
+        try:
+            if window is not None and window[0] > SEEK_FROM:
+                self._seek(window[0] - PREROLL)
+                decoded = self._decode(size, sample_rate, crop, window)
+                if decoded is not None and decoded.times[0] <= frame_times(*window)[0]:
+                    return decoded
+                self._seek(0.0)  # the index led past the wanted pictures: read from the start instead
+            decoded = self._decode(size, sample_rate, crop, window)
+        except (self._av.FFmpegError, OSError) as error:
+            raise _unreadable(self.path, error) from error
+        if decoded is None:
+            raise MediaError(
+                self.path, "too-short", "no picture or no sound could be decoded at the wanted time"
+            )
+        return decoded
+
+    def _seek(self, seconds: float) -> None:
+        self._container.seek(int(max(seconds + self.origin, 0.0) * self._av.time_base))
+
+    def _decode(self, size: Any, sample_rate: int, crop: str, window: Any) -> Decoded | None:
+        pictures = _Pictures(self._av, size, crop, frame_times(*window) if window else None)
+        sound = _Sound(self._av, sample_rate, window[0] + window[1] if window else math.inf)
+        sinks: dict[int, _Pictures | _Sound] = {self.video.index: pictures, self.audio.index: sound}
+        for packet in self._container.demux(self.video, self.audio):
+            sink = sinks[packet.stream.index]
+            if not sink.done:
+                for frame in packet.decode():
+                    if frame.time is not None:
+                        sink.add(frame, frame.time - self.origin)
+            elif pictures.done and sound.done:
+                break
+        sound.flush()
+        if not pictures.images or not sound.blocks:
+            return None
+        return Decoded(
+            path=self.path,
+            frames=torch.from_numpy(np.stack(pictures.images)).permute(0, 3, 1, 2).contiguous(),
+            times=tuple(pictures.times),
+            video_end=pictures.end,
+            waveform=torch.from_numpy(sound.join()),
+            audio_start=sound.start,
+            sample_rate=sample_rate,
+        )
+
+
+class _Pictures:
+    """Keeps the frames on screen at the target times (all frames if there are none), as ``[H, W, 3]``.
+
+    Converting to RGB costs more than decoding: one reformatter does colour and size together, for kept frames only.
+    """
+
+    def __init__(
+        self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None
+    ):
+        if crop not in ("center", "squash"):
+            raise ValueError(f"avfast.data.read_clip: crop: expected 'center' or 'squash', got {crop!r}")
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.crop, self.targets = crop, None if targets is None else list(targets)
+        self.images: list[np.ndarray] = []
+        self.times: list[float] = []
+        self.end, self.done = 0.0, False
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._held: tuple[Any, float] | None = None
+
+    def add(self, frame: Any, time: float) -> None:
+        length = float(frame.duration * frame.time_base) if frame.duration else 0.0
+        if not length and self._held:
+            length = time - self._held[1]  # containers without frame durations: as long as the frame before
+        self.end = max(self.end, time + length)
+        if self.targets is None:
+            self._keep(frame, time)
+            return
+        # The held frame is on screen until this one: it is kept if a target falls in between.
+        if self._held and self.targets and self.targets[0] < time:
+            self._keep(*self._held)
+            self.targets = [t for t in self.targets if t >= time]
+        self._held = (frame, time)
+        if self.targets and self.targets[-1] < time + length:
+            self._keep(frame, time)
+            self.targets = []
+        self.done = not self.targets
+
+    def _keep(self, frame: Any, time: float) -> None:
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        rows, columns = self.height, self.width
+        if self.crop == "center":
+            scale = max(rows / height, columns / width)
+            rows, columns = max(round(height * scale), rows), max(round(width * scale), columns)
+        stored = (columns, rows) if turns % 2 else (rows, columns)
+        rgb = self._reformatter.reformat(
+            frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA"
+        ).to_ndarray()
+        rgb = np.rot90(rgb, turns)
+        top, left = (rows - self.height) // 2, (columns - self.width) // 2
+        self.images.append(rgb[top : top + self.height, left : left + self.width])
+        self.times.append(time)
+
+
+class _Sound:
+    """Collects mono float samples at the wanted rate, placed by time stamp."""
+
+    # Samples are counted, because time stamps are rounded to ticks. Only a lag beyond what the resampler can hold
+    # back (a few milliseconds) means that input is missing.
+    GAP = 0.1
+
+    def __init__(self, av: ModuleType, sample_rate: int, end: float) -> None:
+        self.sample_rate, self.until = sample_rate, end
+        self.blocks: list[np.ndarray] = []
+        self.start, self.done = 0.0, False
+        self._count = 0
+        self._resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+        self._in_start: float | None = None
+
+    def add(self, frame: Any, time: float) -> None:
+        if self._in_start is None:
+            self._in_start = self.start = time
+        self._place(self._resampler.resample(frame))
+        expected = self._in_start + self._count / self.sample_rate
+        gap = time + frame.samples / frame.sample_rate - expected
+        if gap > self.GAP:
+            silence = np.zeros(round(gap * self.sample_rate), np.float32)
+            self.blocks.append(silence)
+            self._count += len(silence)
+        self.done = self.start + self._count / self.sample_rate >= self.until
+
+    def flush(self) -> None:
+        if self._in_start is not None:
+            self._place(self._resampler.resample(None))
+
+    def _place(self, frames: list[Any]) -> None:
+        for frame in frames:
+            block = frame.to_ndarray().reshape(-1)
+            self.blocks.append(block)
+            self._count += len(block)
+
+    def join(self) -> np.ndarray:
+        return np.concatenate(self.blocks)
+
+
+def require_av() -> ModuleType:
+    """PyAV, or the error that says how to get it."""
+    try:
+        import av
+        import av.video.reformatter
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependency("av", extra="train", purpose="reading media files") from error
+    return av
+
+
+def _is_cover(stream: Any) -> bool:
+    return "attached_pic" in str(stream.disposition).lower()
+
+
+def _unreadable(path: str | Path, error: Exception) -> MediaError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return MediaError(
+        path, "unreadable", f"cannot be read ({reason}); it may be truncated or not a media file"
+    )
