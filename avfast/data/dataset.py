@@ -24,7 +24,8 @@ RESAMPLE_TRIES = 8
 class UnusableClip(DataError):
     """A clip that cannot be used, raised in the main process or in a worker.
 
-    A worker's exception arrives as its whole traceback in one string; only the last part is meant for the user.
+    A worker's exception arrives as its whole traceback in one string; only the last part is meant for the
+    user.
     """
 
     def __init__(self, message: str) -> None:
@@ -34,21 +35,23 @@ class UnusableClip(DataError):
 class ClipDataset(Dataset):
     """Samples of a :class:`ClipSource`, asked for by ``(epoch, index)``.
 
-    A sample is a dictionary: ``frames`` uint8 ``[T, 3, H, W]`` RGB, ``waveform`` float32 ``[S]``, ``label`` (class
-    number, -1 if none), ``index`` into the source, ``id`` (content hash) and ``errors``.
+    A sample is a dictionary: ``frames`` uint8 ``[T, 3, H, W]`` RGB, ``waveform`` float32 ``[S]``, ``label``
+    (class number, -1 if none), ``index`` into the source, ``id`` (content hash) and ``errors``.
 
-    Training samples take a random time, a random resized crop and a random flip, the same for all frames of the
-    clip, drawn from ``(seed, epoch, id)``. Evaluation samples take the middle of the file and of the picture.
+    Training samples take a random time, a random resized crop and a random flip, the same for all frames of
+    the clip, drawn from ``(seed, epoch, id)``. Evaluation samples take the middle of the file and of the
+    picture.
 
     Args:
         source: where the clips are.
         frames, size, duration, sample_rate: as for :func:`avfast.data.media.read_clip`.
         seed: of the augmentation.
         train: augment or not.
-        on_error: what a clip that cannot be used does. ``"raise"`` stops with a :class:`DataError`. ``"skip"``
-            leaves it out of its batch. ``"resample"`` puts another clip, drawn from the same keys, in its place.
-            The last two are reported in ``errors`` (one dictionary of ``index``, ``path``, ``cause``, ``detail`` and
-            ``policy`` per failed clip); a made-up picture or silence is never handed out.
+        on_error: what a clip that cannot be used does. ``"raise"`` stops with a :class:`DataError`.
+            ``"skip"`` leaves it out of its batch. ``"resample"`` puts another clip, drawn from the same keys,
+            in its place. The last two are reported in ``errors`` (one dictionary of ``index``, ``path``,
+            ``cause``, ``detail`` and ``policy`` per failed clip); a made-up picture or silence is never
+            handed out.
         cache: None, or ``"memory"`` to decode every file once and cut all clips from that.
             It takes ``3 F H W`` bytes per file of F frames; see :meth:`preload`.
         crop: ``"center"`` keeps the aspect, ``"squash"`` does not.
@@ -201,8 +204,8 @@ def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
     good = [sample for sample in samples if "frames" in sample]
     if not good:
         raise UnusableClip(
-            f"none of the {len(samples)} clips of a batch could be used; the first is {errors[0]['path']}, which "
-            f"{errors[0]['detail']}"
+            f"none of the {len(samples)} clips of a batch could be used; the first is {errors[0]['path']}, "
+            f"which {errors[0]['detail']}"
         )
     return {
         "frames": torch.stack([s["frames"] for s in good]),
@@ -217,10 +220,11 @@ def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def build_loader(
     dataset: ClipDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """A ``DataLoader`` of batches: ``frames`` uint8 ``[B, T, 3, H, W]``, ``waveform`` ``[B, S]``, ``label`` and
-    ``index`` int64 ``[B]``, ``id`` and ``errors`` lists.
+    """A ``DataLoader`` of batches: ``frames`` uint8 ``[B, T, 3, H, W]``, ``waveform`` ``[B, S]``, ``label``
+    and ``index`` int64 ``[B]``, ``id`` and ``errors`` lists.
 
-    Batches do not depend on ``workers``. ``errors`` holds what failed, so counts are kept in the main process.
+    Batches do not depend on ``workers``. ``errors`` holds what failed, so counts are kept in the main
+    process.
     """
     if sampler.n != len(dataset):
         raise ValueError(

@@ -14,8 +14,8 @@ NAME = ".avfast-cache.json"
 class FileCache:
     """A JSON file beside the data (in the user's cache folder if that is not writable).
 
-    An entry holds as long as the file keeps its size and modification time. A damaged cache is an empty one, and a
-    cache that cannot be written costs time and nothing else.
+    An entry holds as long as the file keeps its size and modification time. A damaged cache is an empty one,
+    and a cache that cannot be written costs time and nothing else.
     """
 
     def __init__(self, root: Path, kind: str) -> None:

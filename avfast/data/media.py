@@ -1,28 +1,28 @@
 """Clips out of media files: pictures and sound cut by time stamp on one clock.
 
-A clip is asked for in seconds. Pictures are the ones on screen at the centres of ``frames`` equal parts of the
-interval; sound is placed sample by sample where its own time stamps put it. Both clocks start at the container's
-start time, so that what happens together in the file stays together in the tensors (pytorch/vision#2474 is the bug
-this avoids).
+A clip is asked for in seconds. Pictures are the ones on screen at the centres of ``frames`` equal parts of
+the interval; sound is placed sample by sample where its own time stamps put it. Both clocks start at the
+container's start time, so that what happens together in the file stays together in the tensors
+(pytorch/vision#2474 is the bug this avoids).
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avfast.errors import DataError, MissingDependency
+from avfast.data.converters import PictureSink, SoundSink, require_av
+from avfast.errors import DataError
 
-# Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much earlier.
+# Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much
+# earlier.
 PREROLL = 0.25
 # Short seeks cost more than decoding the few frames they would skip.
 SEEK_FROM = 1.0
@@ -67,7 +67,7 @@ class MediaInfo:
 
 @dataclass(frozen=True)
 class Clip:
-    """``frames`` uint8 ``[T, 3, H, W]``, ``waveform`` float32 ``[S]``, ``start`` in seconds from the file's start."""
+    """``frames`` uint8 ``[T, 3, H, W]``, ``waveform`` float32 ``[S]``, ``start`` in seconds into the file."""
 
     frames: Tensor
     waveform: Tensor
@@ -78,8 +78,8 @@ class Clip:
 class Decoded:
     """A decoded stretch of a file, from which clips are cut without touching the file again.
 
-    ``frames`` uint8 ``[F, 3, H, W]`` with their ``times``; ``waveform`` float32 ``[S]`` whose first sample is at
-    ``audio_start``; ``video_end`` is when the last picture leaves the screen. All times in seconds.
+    ``frames`` uint8 ``[F, 3, H, W]`` with their ``times``; ``waveform`` float32 ``[S]`` whose first sample is
+    at ``audio_start``; ``video_end`` is when the last picture leaves the screen. All times in seconds.
     """
 
     path: str
@@ -108,8 +108,8 @@ class Decoded:
             raise MediaError(
                 self.path,
                 "too-short",
-                f"has pictures from {self.times[0]:.2f} to {self.video_end:.2f} s, but the clip of {duration:g} s "
-                f"from {start:.2f} s on needs them from {targets[0]:.2f} to {targets[-1]:.2f} s",
+                f"has pictures from {self.times[0]:.2f} to {self.video_end:.2f} s, but {duration:g} s "
+                f"from {start:.2f} s on needs them from {targets[0]:.2f} to {targets[-1]:.2f}",
             )
         picks = [max(bisect_right(self.times, t) - 1, 0) for t in targets]
 
@@ -175,8 +175,9 @@ def read_clip(
         crop: ``"center"`` keeps the aspect and cuts what stands over; ``"squash"`` fits the whole picture.
 
     Returns:
-        Clip: frames uint8 ``[T, 3, H, W]`` in RGB, waveform float32 ``[round(duration * sample_rate)]`` in [-1, 1].
-        Up to 10 % of the interval may be missing in the file; there the last picture stays and the sound is zero.
+        Clip: frames uint8 ``[T, 3, H, W]`` in RGB, waveform float32 ``[round(duration * sample_rate)]`` in
+            [-1, 1]. Up to 10 % of the interval may be missing in the file; there the last picture stays and
+            the sound is zero.
 
     Raises:
         MediaError: a ``DataError`` naming the file and the cause.
@@ -311,9 +312,9 @@ class MediaFile:
         self._container.seek(int(max(seconds + self.origin, 0.0) * self._av.time_base))
 
     def _decode(self, size: Any, sample_rate: int, crop: str, window: Any) -> Decoded | None:
-        pictures = _Pictures(self._av, size, crop, frame_times(*window) if window else None)
-        sound = _Sound(self._av, sample_rate, window[0] + window[1] if window else math.inf)
-        sinks: dict[int, _Pictures | _Sound] = {self.video.index: pictures, self.audio.index: sound}
+        pictures = PictureSink(self._av, size, crop, frame_times(*window) if window else None)
+        sound = SoundSink(self._av, sample_rate, window[0] + window[1] if window else math.inf)
+        sinks: dict[int, PictureSink | SoundSink] = {self.video.index: pictures, self.audio.index: sound}
         for packet in self._container.demux(self.video, self.audio):
             sink = sinks[packet.stream.index]
             if not sink.done:
@@ -334,111 +335,6 @@ class MediaFile:
             audio_start=sound.start,
             sample_rate=sample_rate,
         )
-
-
-class _Pictures:
-    """Keeps the frames on screen at the target times (all frames if there are none), as ``[H, W, 3]``.
-
-    Converting to RGB costs more than decoding: one reformatter does colour and size together, for kept frames only.
-    """
-
-    def __init__(
-        self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None
-    ):
-        if crop not in ("center", "squash"):
-            raise ValueError(f"avfast.data.read_clip: crop: expected 'center' or 'squash', got {crop!r}")
-        self.height, self.width = (size, size) if isinstance(size, int) else size
-        self.crop, self.targets = crop, None if targets is None else list(targets)
-        self.images: list[np.ndarray] = []
-        self.times: list[float] = []
-        self.end, self.done = 0.0, False
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        self._held: tuple[Any, float] | None = None
-
-    def add(self, frame: Any, time: float) -> None:
-        length = float(frame.duration * frame.time_base) if frame.duration else 0.0
-        if not length and self._held:
-            length = time - self._held[1]  # containers without frame durations: as long as the frame before
-        self.end = max(self.end, time + length)
-        if self.targets is None:
-            self._keep(frame, time)
-            return
-        # The held frame is on screen until this one: it is kept if a target falls in between.
-        if self._held and self.targets and self.targets[0] < time:
-            self._keep(*self._held)
-            self.targets = [t for t in self.targets if t >= time]
-        self._held = (frame, time)
-        if self.targets and self.targets[-1] < time + length:
-            self._keep(frame, time)
-            self.targets = []
-        self.done = not self.targets
-
-    def _keep(self, frame: Any, time: float) -> None:
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        rows, columns = self.height, self.width
-        if self.crop == "center":
-            scale = max(rows / height, columns / width)
-            rows, columns = max(round(height * scale), rows), max(round(width * scale), columns)
-        stored = (columns, rows) if turns % 2 else (rows, columns)
-        rgb = self._reformatter.reformat(
-            frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA"
-        ).to_ndarray()
-        rgb = np.rot90(rgb, turns)
-        top, left = (rows - self.height) // 2, (columns - self.width) // 2
-        self.images.append(rgb[top : top + self.height, left : left + self.width])
-        self.times.append(time)
-
-
-class _Sound:
-    """Collects mono float samples at the wanted rate, placed by time stamp."""
-
-    # Samples are counted, because time stamps are rounded to ticks. Only a lag beyond what the resampler can hold
-    # back (a few milliseconds) means that input is missing.
-    GAP = 0.1
-
-    def __init__(self, av: ModuleType, sample_rate: int, end: float) -> None:
-        self.sample_rate, self.until = sample_rate, end
-        self.blocks: list[np.ndarray] = []
-        self.start, self.done = 0.0, False
-        self._count = 0
-        self._resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-        self._in_start: float | None = None
-
-    def add(self, frame: Any, time: float) -> None:
-        if self._in_start is None:
-            self._in_start = self.start = time
-        self._place(self._resampler.resample(frame))
-        expected = self._in_start + self._count / self.sample_rate
-        gap = time + frame.samples / frame.sample_rate - expected
-        if gap > self.GAP:
-            silence = np.zeros(round(gap * self.sample_rate), np.float32)
-            self.blocks.append(silence)
-            self._count += len(silence)
-        self.done = self.start + self._count / self.sample_rate >= self.until
-
-    def flush(self) -> None:
-        if self._in_start is not None:
-            self._place(self._resampler.resample(None))
-
-    def _place(self, frames: list[Any]) -> None:
-        for frame in frames:
-            block = frame.to_ndarray().reshape(-1)
-            self.blocks.append(block)
-            self._count += len(block)
-
-    def join(self) -> np.ndarray:
-        return np.concatenate(self.blocks)
-
-
-def require_av() -> ModuleType:
-    """PyAV, or the error that says how to get it."""
-    try:
-        import av
-        import av.video.reformatter
-    except (ImportError, RuntimeError, OSError) as error:
-        raise MissingDependency("av", extra="train", purpose="reading media files") from error
-    return av
 
 
 def _is_cover(stream: Any) -> bool:

@@ -1,8 +1,8 @@
 """Randomness that is a pure function of its keys.
 
-Orders and augmentations of avfast depend on ``(seed, epoch, id)`` and on nothing else: not on the worker that runs,
-the number of processes, what was drawn before, or the generator of a library release. That is what makes a run that
-was killed and resumed equal to one that was not.
+Orders and augmentations of avfast depend on ``(seed, epoch, id)`` and on nothing else: not on the worker that
+runs, the number of processes, what was drawn before, or the generator of a library release. That is what
+makes a run that was killed and resumed equal to one that was not.
 """
 
 from __future__ import annotations

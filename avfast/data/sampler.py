@@ -11,22 +11,24 @@ from avfast.errors import DataError
 class EpochSampler:
     """Batches of ``(epoch, index)`` keys, for ``DataLoader(batch_sampler=...)``.
 
-    The order of an epoch is a pure function of ``(seed, epoch)``, so the whole state is a position ``(epoch, step)``.
-    Iterating yields what is left of the current epoch and then moves to the next one::
+    The order of an epoch is a pure function of ``(seed, epoch)``, so the whole state is a position ``(epoch,
+    step)``. Iterating yields what is left of the current epoch and then moves to the next one::
 
         for epoch in range(start_epoch, epochs):
             for step, batch in enumerate(loader, start=sampler.step): ...
 
-    A ``DataLoader`` with workers draws keys ahead of the batches it hands out. A checkpoint must therefore hold the
-    position the *training loop* has reached: call ``set_position(epoch, steps_done)`` before ``state_dict()``.
+    A ``DataLoader`` with workers draws keys ahead of the batches it hands out. A checkpoint must therefore
+    hold the position the *training loop* has reached: call ``set_position(epoch, steps_done)`` before
+    ``state_dict()``.
 
     Args:
         n: number of samples.
         seed: any integer.
         batch_size: samples per batch **on one rank**.
         shuffle: if false, every epoch runs ``0 .. n-1``.
-        drop_last: drop the samples that do not fill a batch on every rank. If false they are dealt out in turn: the
-            last batch is shorter and, when fewer than ``world_size`` samples remain, some ranks have no last batch.
+        drop_last: drop the samples that do not fill a batch on every rank. If false they are dealt out in
+            turn: the last batch is shorter and, when fewer than ``world_size`` samples remain, some ranks
+            have no last batch.
         rank, world_size: this process's share. Over all ranks every sample of the epoch appears exactly once
             (with ``drop_last``: at most once).
 
@@ -59,8 +61,8 @@ class EpochSampler:
             raise DataError("avfast.data.EpochSampler: there are no samples to draw from")
         if drop_last and n < batch_size * world_size:
             raise DataError(
-                f"avfast.data.EpochSampler: {n} samples do not fill one batch of {batch_size} on {world_size} "
-                "process(es); use a smaller batch_size or drop_last=False"
+                f"avfast.data.EpochSampler: {n} samples do not fill one batch of {batch_size} on "
+                f"{world_size} process(es); use a smaller batch_size or drop_last=False"
             )
         self.n, self.seed, self.batch_size = n, seed, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -88,7 +90,7 @@ class EpochSampler:
         self.epoch, self.step = epoch + 1, 0
 
     def set_position(self, epoch: int, step: int) -> None:
-        """Continue as if ``step`` batches of ``epoch`` had been used; a full epoch is the start of the next."""
+        """Go on as if ``step`` batches of ``epoch`` had been used; a full epoch is the start of the next."""
         if epoch < 0 or not 0 <= step <= len(self):
             raise ValueError(
                 f"avfast.data.EpochSampler.set_position: expected epoch >= 0 and 0 <= step <= {len(self)}, "

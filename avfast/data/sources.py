@@ -33,8 +33,8 @@ class ClipRecord:
 class ClipSource:
     """An ordered set of clips.
 
-    ``classes`` is kept when a split is taken, so that class numbers agree between splits. ``missing`` counts files
-    that a list names and the disk lacks (only with ``missing="drop"``).
+    ``classes`` is kept when a split is taken, so that class numbers agree between splits. ``missing`` counts
+    files that a list names and the disk lacks (only with ``missing="drop"``).
 
     >>> ClipSource.open("/no/such/folder")
     Traceback (most recent call last):
@@ -63,10 +63,10 @@ class ClipSource:
         """Find the clips at ``path``.
 
         Args:
-            path: a folder (searched recursively), a CSV with columns ``path[,label][,split][,duration]``, or a JSON
-                manifest. A folder that holds a ``manifest.json`` is read through it. In a plain folder the parent
-                folder is the label if there are at least two class folders and every file is in one; top folders
-                called train, val or test are splits.
+            path: a folder (searched recursively), a CSV with columns ``path[,label][,split][,duration]``, or
+                a JSON manifest. A folder that holds a ``manifest.json`` is read through it. In a plain folder
+                the parent folder is the label if there are at least two class folders and every file is in
+                one; top folders called train, val or test are splits.
             labels: a CSV with columns ``path,label`` that names (and may override) labels.
             allow_outside: permit absolute paths and ``..`` in a CSV or manifest.
             missing: ``"raise"`` or ``"drop"`` for listed files that do not exist.
@@ -163,8 +163,9 @@ class ClipSource:
     def with_splits(self, *, val: float = 0.1, test: float = 0.2) -> ClipSource:
         """Deal records out by a hash of their content.
 
-        A file stays in its split when others are added or the folder is reordered. Copies of one file share a split.
-        A split that would come out empty gets the record nearest to its share, if there are three records or more.
+        A file stays in its split when others are added or the folder is reordered. Copies of one file share a
+        split. A split that would come out empty gets the record nearest to its share, if there are three
+        records or more.
         """
         if val < 0 or test < 0 or val + test >= 1:
             raise DataError(f"with_splits: expected val, test >= 0 with val + test < 1, got {val} and {test}")
@@ -227,7 +228,8 @@ def _csv_rows(path: Path, *, needs: Iterable[str] = ("path",)) -> list[dict[str,
             lacking = [c for c in needs if c not in columns]
             if lacking:
                 raise DataError(
-                    f"{path}: expected a column {lacking[0]!r} in the first line, found {columns or 'nothing'}"
+                    f"{path}: expected a column {lacking[0]!r} in the first line, "
+                    f"found {columns or 'nothing'}"
                 )
             reader.fieldnames = columns
             rows = [{k: v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
@@ -282,7 +284,8 @@ def _refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
         path = Path(row["path"])
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"{source}: the path {row['path']!r} leaves the folder of the list; allow_outside=True permits that"
+                f"{source}: the path {row['path']!r} leaves the folder of the list; "
+                "allow_outside=True permits that"
             )
 
 
