@@ -1,0 +1,22 @@
+"""The benches there are, by name. One file each; a file offers ``cases(device)`` or ``measure(threads)``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+#: name -> module. Kept in the order in which reports show them.
+BENCHES = {
+    "batch_norm_scan": "bench_batch_norm_scan",
+    "channel_stats": "bench_channel_stats",
+    "blended_batch_norm": "bench_blended_batch_norm",
+    "overhead": "bench_overhead",
+    "train_step": "bench_train_step",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of one bench; an unknown name is answered with the known ones."""
+    if name not in BENCHES:
+        raise ValueError(f"avfast.benches: expected one of {', '.join(BENCHES)}, got {name!r}")
+    return importlib.import_module(f".{BENCHES[name]}", __package__)

@@ -1,0 +1,143 @@
+"""Measure: ``python -m avfast.benches.run [NAME ...] --json OUT``.
+
+Without names every bench runs, on one thread and on all. Run it on a quiet machine: what is measured on a
+busy one is kept but marked as not for publication. ``THP_MEM_ALLOC_ENABLE=1`` in the environment gives torch
+huge pages on the CPU; both settings are worth a run, and the setting is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from . import machine, registry
+from .candidate import COMPILED, Candidate
+from .harness import Protocol, run_case
+
+SCHEMA = 1
+
+
+def measure(
+    names: Sequence[str] = (),
+    *,
+    threads: Sequence[int] | None = None,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    device: str = "cpu",
+    compile: bool = True,
+    slow: bool = False,
+    match: str = "",
+    tell: Callable[[dict], None] = lambda record: None,
+) -> dict:
+    """Run benches and return what goes into the JSON file. ``tell`` gets every record as it is complete."""
+    counts = sorted(set(threads or (1, machine.cores())))
+    modules = [
+        registry.load(name) for name in names or registry.BENCHES
+    ]  # an unknown name fails before any work
+    results = {
+        "schema": SCHEMA,
+        "machine": machine.facts(),
+        "protocol": {
+            "threads": counts,
+            "rounds": rounds,
+            "seconds": seconds,
+            "compile": compile,
+            "slow": slow,
+        },
+        "cases": [],
+        "overhead": [],
+    }
+
+    def include(candidate: Candidate) -> bool:
+        return (compile or candidate.role != COMPILED) and (slow or not candidate.slow)
+
+    for module in modules:
+        if hasattr(module, "measure"):
+            results["overhead"] += _told(module.measure(device=device, rounds=rounds), tell)
+            continue
+        for count, case in _plan(module, device, counts, match):
+            protocol = Protocol(
+                threads=count, rounds=rounds, seconds=seconds, include=include, cores_in_use=counts[-1]
+            )
+            record = run_case(case, protocol)
+            results["cases"].append(record)
+            tell(record)
+    return results
+
+
+def _plan(module, device: str, counts: Sequence[int], match: str) -> Iterator:
+    for case in module.cases(device):
+        if match in case.key:
+            for count in counts:
+                yield count, case
+
+
+def _told(records: list[dict], tell: Callable[[dict], None]) -> list[dict]:
+    for record in records:
+        tell(record)
+    return records
+
+
+def save(results: dict, path: str | os.PathLike) -> None:
+    """Write the JSON file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        json.dump(results, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def load(path: str | os.PathLike) -> dict:
+    """Read a JSON file of `save`. Raises ValueError if it is something else."""
+    data = json.loads(Path(path).read_text())
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected avfast bench results of schema {SCHEMA}")
+    return data
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m avfast.benches.run", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(registry.BENCHES)}")
+    parser.add_argument("--threads", help="comma-separated thread counts (default: 1 and all cores)")
+    parser.add_argument("--rounds", type=int, help="rounds per case (default: 11 on a CPU, 20 on a GPU)")
+    parser.add_argument(
+        "--seconds", type=float, help="stop a case after this long, once 5 rounds are complete"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--match", default="", help="only cases whose key contains this")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--slow", action="store_true", help="compile whole networks too (minutes)")
+    parser.add_argument("--json", metavar="OUT", help="write the results here")
+    chosen = parser.parse_args(arguments)
+    for name in chosen.names:
+        if name not in registry.BENCHES:
+            parser.error(f"unknown bench {name!r}: expected any of {', '.join(registry.BENCHES)}")
+
+    from .report import record_table
+
+    results = measure(
+        chosen.names,
+        threads=[int(count) for count in chosen.threads.split(",")] if chosen.threads else None,
+        rounds=chosen.rounds,
+        seconds=chosen.seconds,
+        device=chosen.device,
+        compile=not chosen.no_compile,
+        slow=chosen.slow,
+        match=chosen.match,
+        tell=lambda record: print(record_table(record), flush=True),
+    )
+    if chosen.json:
+        save(results, chosen.json)
+        print(f"wrote {chosen.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
