@@ -1,0 +1,257 @@
+"""The command line: ``avfast`` and ``python -m avfast``.
+
+Every command imports what it needs when it runs, so that `env`, `check`, `bench` and `recipes` work with
+torch and NumPy alone. Anything the user can change is one message on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from avfast.errors import AvfastError, ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports mistakes like every other mistake, with a suggestion for misspelt
+    words."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for findings, 2 for a mistake of the user, 128+n for
+    signals."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser, commands = _parser()
+        if words and not words[0].startswith("-") and words[0] not in commands:
+            near = difflib.get_close_matches(words[0], commands, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(f"avfast: unknown command '{words[0]}': {hint}commands: {', '.join(commands)}")
+        arguments, rest = parser.parse_known_args(words)
+        run: Callable[[argparse.Namespace], int] | None = getattr(arguments, "run", None)
+        if run is None:
+            parser.print_help()
+            return 0
+        if unknown := [w for w in rest if w.startswith("-") or not hasattr(arguments, "overrides")]:
+            options = [o for o in commands[arguments.command]._option_string_actions if o.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"avfast {arguments.command}: unknown argument '{unknown[0]}'{hint}")
+        if rest:  # overrides that stood between options
+            arguments.overrides = [*arguments.overrides, *rest]
+        return run(arguments)
+    except AvfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; nothing is wrong with the run.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="avfast", description="Fused ops and recipes for audio-visual and self-supervised pre-training"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    add("env", _env, "report what was built, what was found and what is missing on this machine")
+
+    check = add(
+        "check", _check, "run every op against its reference here; print error, tolerance and backend"
+    )
+    check.add_argument("--op", help="only this op")
+
+    bench = add("bench", _bench, "time the ops against eager PyTorch and torch.compile")
+    bench.add_argument("names", nargs="*", help="benchmarks to run; all without names")
+    bench.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write the numbers here")
+    bench.add_argument("--quick", action="store_true", help="fewer shapes and repetitions")
+
+    recipes = add(
+        "recipes", _recipes, "list the systems that can be trained: paper, one line, what each needs"
+    )
+    recipes.add_argument("name", nargs="?", help="show the keys of this one")
+
+    demo = add("demo", _demo, "make clips, scan, train, evaluate, and write one report; about two minutes")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write (default: demo)"
+    )
+    demo.add_argument(
+        "--budget", default=None, metavar="TIME", help="limit for training and its control, e.g. 45s"
+    )
+    demo.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    demo.add_argument("--seed", type=int, default=0)
+
+    data = add("demo-data", _demo_data, "write real mp4 clips from free photographs and sounds")
+    data.add_argument("dir", type=Path, metavar="DIR")
+    data.add_argument("--clips", type=int, default=160)
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--faults", action="store_true", help="also write broken files of each kind")
+    data.add_argument("--photos", type=Path, metavar="DIR", help="take pictures from here")
+    data.add_argument("--sounds", type=Path, metavar="DIR", help="take recordings from here")
+
+    scan = add("media-scan", _media_scan, "find files that cannot be trained on; status 1 if there are any")
+    scan.add_argument("dir", type=Path, metavar="DIR")
+    scan.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write the report here")
+    scan.add_argument("--workers", type=int, default=2)
+    scan.add_argument("--min-duration", type=float, default=1.0, metavar="SECONDS")
+
+    bn_scan = add("bn-scan", _bn_scan, "find dead batch-norm channels in a checkpoint or a module")
+    bn_scan.add_argument("target", metavar="CHECKPOINT|MODULE:CALLABLE")
+    bn_scan.add_argument(
+        "--threshold", type=float, default=1e-10, help="|gamma| and |beta| at or below (default 1e-10)"
+    )
+    bn_scan.add_argument("--plot", type=Path, metavar="PNG")
+    bn_scan.add_argument("--json", type=Path, dest="json_path", metavar="FILE")
+
+    train = add("pretrain", _pretrain, "train a recipe on a folder of clips")
+    train.add_argument("--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`")
+    train.add_argument(
+        "--data", required=True, metavar="DIR|CSV|JSON|demo", help="clips, or 'demo' to make some"
+    )
+    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
+    train.add_argument(
+        "--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's"
+    )
+    train.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML or JSON with sections data, optim, run, method"
+    )
+    train.add_argument(
+        "--budget", metavar="TIME", help="stop training (and its control) after, e.g. 60s or 10m"
+    )
+    train.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    train.add_argument(
+        "--resume", metavar="auto|PATH", help="continue from the last checkpoint of --out, or from PATH"
+    )
+    train.add_argument(
+        "--force", action="store_true", help="continue with a changed configuration, or overwrite a run"
+    )
+    train.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    train.add_argument("--workers", type=int, metavar="N", help="loader processes; same as data.workers=N")
+    train.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for instance optim.lr=1e-3 run.steps=500"
+    )
+    return parser, commands.choices
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    from avfast import env
+
+    return env.main() or 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from avfast.testing import check_command
+
+    return check_command(arguments.op) or 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from avfast.benches.quick import bench_command
+
+    return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick) or 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from avfast.methods import PLANNED, get_method, recipe_names
+
+    if arguments.name:
+        from avfast.engine.config import describe_options
+
+        print("\n".join(describe_options(arguments.name)))
+        return 0
+    names = recipe_names()
+    for name in names:
+        card = get_method(name).card
+        print(
+            f"{name}\n  {card.summary}\n"
+            f"  paper: {card.title}; {card.authors}; {card.venue}, arXiv {card.arxiv}"
+        )
+        print(f"  needs: {card.needs}")
+        if presets := get_method(name).presets:
+            print(f"  presets: {', '.join(presets)}")
+    if missing := [name for name in PLANNED if name not in names]:
+        print(f"\nplanned, not in this version: {', '.join(missing)}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from avfast.engine.demo import demo
+    from avfast.engine.signals import parse_budget
+
+    return demo(
+        arguments.out, budget=parse_budget(arguments.budget), device=arguments.device, seed=arguments.seed
+    )
+
+
+def _demo_data(arguments: argparse.Namespace) -> int:
+    from avfast.data.commands import demo_data_command
+
+    return demo_data_command(
+        arguments.dir, clips=arguments.clips, seed=arguments.seed, faults=arguments.faults,
+        photos=arguments.photos, sounds=arguments.sounds,
+    )  # fmt: skip
+
+
+def _media_scan(arguments: argparse.Namespace) -> int:
+    from avfast.data.commands import media_scan_command
+
+    return media_scan_command(
+        arguments.dir,
+        json_path=arguments.json_path,
+        workers=arguments.workers,
+        min_duration=arguments.min_duration,
+    )
+
+
+def _bn_scan(arguments: argparse.Namespace) -> int:
+    from avfast.nn.bn_scan_command import bn_scan_command
+
+    return bn_scan_command(
+        arguments.target, threshold=arguments.threshold, plot=arguments.plot, json_path=arguments.json_path
+    )
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from avfast.engine.pretrain import Request, pretrain
+    from avfast.engine.signals import parse_budget
+
+    words = list(arguments.overrides)
+    if arguments.workers is not None:
+        words.append(f"data.workers={arguments.workers}")
+    out = arguments.out
+    if out is None and arguments.resume not in (None, "auto"):
+        out = Path(arguments.resume).parent.parent  # RUN/checkpoints/last.pt
+    request = Request(
+        recipe=arguments.recipe,
+        data=arguments.data,
+        out=out or Path("runs") / arguments.recipe,
+        budget=parse_budget(arguments.budget),
+        dry_run=arguments.dry_run,
+        resume=arguments.resume,
+        force=arguments.force,
+        device=arguments.device,
+        words=words,
+        preset=arguments.preset,
+        config_file=arguments.config,
+    )
+    summary = pretrain(request)
+    if summary is not None:
+        print("written:")
+        for path in summary.files:
+            print(f"  {path}")
+    return 0

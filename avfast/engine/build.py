@@ -1,0 +1,67 @@
+"""Accelerator, method, optimiser and schedule out of a configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from avfast.engine.config import OptimConfig, TrainConfig
+from avfast.engine.state import seed_everything
+from avfast.errors import ConfigError, MissingDependency
+from avfast.methods import Method, get_method
+
+
+def build_accelerator(device: str, precision: str) -> Any:
+    """An `accelerate.Accelerator`: devices, processes and mixed precision are its work.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "no", "bf16" or "fp16".
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependency("accelerate", extra="train", purpose="training") from error
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: expected auto, cpu or cuda, got '{device}'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this torch sees no CUDA device; --device cpu works everywhere")
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("run.precision=fp16 needs a CUDA device; bf16 works on the CPU")
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # one process may run twice with other settings
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+def build_method(config: TrainConfig) -> Method:
+    """The method with its initial weights, a function of ``run.seed``."""
+    seed_everything(config.run.seed)
+    return get_method(config.recipe)(config.method)
+
+
+def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimizer:
+    groups = method.param_groups(config.weight_decay)
+    if not groups:
+        raise ConfigError("the method has no trainable parameter")
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name](groups, lr=config.lr)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
+    """Linear warm-up, then a half cosine to zero at `steps`, or constant."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        if config.schedule == "constant":
+            return warm
+        after = max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, after)))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,270 @@
+"""The configuration of a run: four dataclasses, read from defaults, a preset, a file and ``key=value`` words.
+
+Types and files are jsonargparse's work. Names are checked here first, because the most common mistake is a
+misspelt key and its cure is a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from avfast.errors import ConfigError, MissingDependency
+from avfast.methods import Method, get_method
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How clips are read.
+
+    Attributes:
+        batch_size: clips per step and process.
+        workers: loader processes; 0 reads in the training process.
+        on_error: what an unreadable file does to its batch.
+        cache: keep decoded clips in memory; "auto" does if they take less than about 1 GiB.
+    """
+
+    batch_size: int = 32
+    workers: int = 0
+    on_error: Literal["raise", "skip", "resample"] = "skip"
+    cache: Literal["auto", "memory", "none"] = "auto"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser.
+
+    Attributes:
+        name: optimiser of torch.optim.
+        lr: peak learning rate.
+        weight_decay: on matrices and filters only.
+        momentum: of SGD.
+        schedule: after the warm-up, down a cosine to zero at the last step, or constant.
+        warmup_steps: steps of linear warm-up.
+        clip_norm: largest gradient norm; 0 does not clip.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 10
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run.
+
+    Attributes:
+        seed: of initial weights, data order and augmentation.
+        steps: optimiser steps.
+        epochs: passes over the training split; replaces `steps` when positive.
+        precision: arithmetic of the forward pass.
+        log_every: steps between lines of the log.
+        eval_every: steps between looks at the validation split, which selects the best checkpoint.
+        save_every: steps between checkpoints.
+        control: train the shuffled-pair control for as many steps, so that the report can show it.
+    """
+
+    seed: int = 0
+    steps: int = 120
+    epochs: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    log_every: int = 10
+    eval_every: int = 20
+    save_every: int = 40
+    control: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A recipe's name and its four sections."""
+
+    recipe: str
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    method: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"recipe": ..., "optim.lr": ..., ...}``: flat, dotted, JSON-able."""
+        flat: dict[str, Any] = {"recipe": self.recipe}
+        for section in ("data", "optim", "run", "method"):
+            for name, value in dataclasses.asdict(getattr(self, section)).items():
+                flat[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+
+ALIASES = {
+    "learning_rate": "optim.lr", "wd": "optim.weight_decay", "optimizer": "optim.name",
+    "warmup": "optim.warmup_steps", "grad_clip": "optim.clip_norm", "max_steps": "run.steps",
+    "max_epochs": "run.epochs", "num_epochs": "run.epochs", "num_workers": "data.workers",
+    "bs": "data.batch_size", "tau": "method.temperature", "amp": "run.precision",
+}  # fmt: skip
+"""What other tools call the same thing; used for suggestions only."""
+
+HARMLESS = {
+    "data.workers", "data.cache", "run.log_every", "run.save_every", "run.control",
+}  # fmt: skip
+"""Keys that do not change what is computed; a resumed run may differ in them."""
+
+
+def parse_config(
+    recipe: str, words: Iterable[str] = (), *, preset: str | None = None, file: str | Path | None = None
+) -> TrainConfig:
+    """Build the configuration of a run; later sources win: defaults, `preset`, `file`, `words`.
+
+    Args:
+        recipe: a name of ``avfast recipes``.
+        words: overrides ``key=value``; a key may drop its section where that is unambiguous (``lr=1e-3``).
+        preset: a named set of overrides of the recipe.
+        file: YAML or JSON with the sections data, optim, run and method.
+
+    Raises:
+        ConfigError: unknown recipe, preset or key (with a suggestion), or a value of the wrong type or range.
+
+    >>> parse_config("av-align", ["lr=1e-3", "method.dim=64"]).optim.lr
+    0.001
+    """
+    method = get_method(recipe)
+    sections = _sections(recipe)
+    keys = [f"{s}.{f.name}" for s, cls in sections.items() for f in dataclasses.fields(cls)]
+    values = _preset(method, preset) | _read_file(file)
+    values |= dict(_split(word) for word in words)
+    arguments = [f"--{_resolve(key, keys, recipe)}={_as_text(value)}" for key, value in values.items()]
+    parsed = _parse(sections, arguments)
+    config = TrainConfig(recipe, **{name: cls(**vars(parsed[name])) for name, cls in sections.items()})
+    _check_ranges(config)
+    return config
+
+
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines ``key: old -> new`` for every key that changes what a run computes."""
+    keys = [k for k in [*old, *(k for k in new if k not in old)] if k not in HARMLESS]
+    return [
+        f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)
+    ]
+
+
+def describe_options(recipe: str) -> list[str]:
+    """Every key of a recipe with its default and its meaning, one line each."""
+    lines = []
+    for section, cls in _sections(recipe).items():
+        meaning = _documented(cls)
+        for item in dataclasses.fields(cls):
+            lines.append(f"{section}.{item.name}={_as_text(item.default)}  {meaning.get(item.name, '')}")
+    return lines
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """The ``Attributes:`` part of a docstring by name."""
+    text = inspect.getdoc(cls).split("Attributes:")[-1]
+    entries = re.split(r"\n    (?=\w+: )", text)
+    return {name.strip(): " ".join(rest.split()) for name, _, rest in (e.partition(":") for e in entries)}
+
+
+def _sections(recipe: str) -> dict[str, type]:
+    return {"data": DataConfig, "optim": OptimConfig, "run": RunConfig, "method": get_method(recipe).Config}
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{word}': expected key=value")
+    return key.lstrip("-"), value
+
+
+def _resolve(key: str, keys: list[str], recipe: str) -> str:
+    if key in keys:
+        return key
+    tails = [full for full in keys if full.split(".", 1)[1] == key]
+    if len(tails) == 1:
+        return tails[0]
+    if tails:
+        raise ConfigError(f"key '{key}' is ambiguous: {', '.join(tails)}")
+    near = [ALIASES[key.split(".")[-1]]] if key.split(".")[-1] in ALIASES else []
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    if not near:
+        short = {full.split(".", 1)[1]: full for full in keys}
+        near = [
+            short[name]
+            for name in difflib.get_close_matches(key.split(".")[-1], list(short), n=1, cutoff=0.5)
+        ]
+    hint = f"; did you mean '{near[0]}'?" if near else f"; `avfast recipes {recipe}` lists the keys"
+    raise ConfigError(f"unknown key '{key}'{hint}")
+
+
+def _preset(method: type[Method], name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in method.presets:
+        known = ", ".join(method.presets) or "none"
+        raise ConfigError(f"recipe '{method.card.name}' has no preset '{name}'; presets: {known}")
+    return dict(method.presets[name])
+
+
+def _read_file(file: str | Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    import yaml  # a dependency of jsonargparse
+
+    try:
+        tree = yaml.safe_load(Path(file).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration file '{file}': {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration file '{file}': expected sections data, optim, run, method")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key != "recipe":
+            flat[key] = value
+    return flat
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse(sections: dict[str, type], arguments: list[str]) -> Any:
+    try:
+        import jsonargparse
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependency("jsonargparse", extra="train", purpose="reading the configuration") from error
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    for name, cls in sections.items():
+        parser.add_class_arguments(cls, name)
+    try:
+        return parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(_one_line(str(error))) from error
+
+
+def _one_line(message: str) -> str:
+    found = re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.S)
+    text = f"{found[1]}: {found[2]}" if found else message
+    text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "")
+    text = text.replace("Expected a ", "expected ").replace(". Got value:", ", got")
+    return " ".join(text.split())
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    smallest = {
+        "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1, "run.log_every": 1,
+        "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
+        "optim.weight_decay": 0, "optim.lr": 0,
+    }  # fmt: skip
+    flat = config.to_dict()
+    for key, least in smallest.items():
+        if flat[key] < least:
+            raise ConfigError(f"{key}: expected at least {least}, got {flat[key]}")

@@ -1,0 +1,59 @@
+"""What happened between two lines of the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from avfast.errors import AvfastError
+from avfast.methods import StepOutput
+
+
+class Interval:
+    """Means over the steps since the last line of the log; reads the device only when asked."""
+
+    def __init__(self) -> None:
+        self.outputs: list[StepOutput] = []
+        self.embeddings: dict[str, torch.Tensor] = {}
+        self.clips, self.steps, self.data_s, self.compute_s = 0, 0, 0.0, 0.0
+
+    def add(self, output: StepOutput | None, clips: int, data_s: float, compute_s: float) -> None:
+        self.steps += 1
+        self.data_s += data_s
+        self.compute_s += compute_s
+        if output is not None:
+            self.outputs.append(StepOutput(output.loss.detach(), output.metrics, {}))
+            self.embeddings = output.embeddings
+            self.clips += clips
+
+    def summary(self) -> dict[str, Any]:
+        seconds = max(1e-9, self.data_s + self.compute_s)
+        if not self.outputs:
+            raise AvfastError(
+                "no step of this interval had two readable clips; avfast media-scan names the files"
+            )
+        metrics = {
+            name: torch.stack([o.metrics[name].float() for o in self.outputs]).mean().item()
+            for name in self.outputs[0].metrics
+        }
+        return {
+            "loss": torch.stack([o.loss.float() for o in self.outputs]).mean().item(),
+            **metrics,
+            "clips_per_s": self.clips / seconds,
+            "data_s": self.data_s / self.steps,
+            "compute_s": self.compute_s / self.steps,
+        }
+
+
+def timed(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Batches with the seconds they were waited for."""
+    while True:
+        began = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - began

@@ -1,0 +1,278 @@
+"""The training loop: batches in, weights out, interruptible at any step and exact when continued."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avfast.data import ClipDataset, EpochSampler
+from avfast.engine.build import build_method, build_optimizer, build_schedule
+from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
+from avfast.engine.config import TrainConfig, config_diff
+from avfast.engine.inputs import InputPipeline
+from avfast.engine.interval import Interval, timed
+from avfast.engine.journal import Journal
+from avfast.engine.progress import Progress
+from avfast.engine.signals import Budget, StopRequest
+from avfast.engine.sources import count_errors, training_loader
+from avfast.engine.state import restore_rng_state, rng_state
+from avfast.engine.validate import Validator
+from avfast.errors import AvfastError, CheckpointError
+from avfast.evaluate import collapse_indicators, collapse_warning
+from avfast.methods import Method, StepOutput
+
+
+@dataclass
+class TrainResult:
+    """How a training ended. ``stopped`` is "finished", "budget" or the name of a signal."""
+
+    method: Method
+    stopped: str
+    step: int
+    steps: int
+    best_step: int
+    best_loss: float
+    rows: list[dict[str, Any]]
+    errors: dict[str, int]
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+
+
+class Trainer:
+    """One training: the main run or its control.
+
+    Args:
+        config: the run's configuration.
+        dataset: training samples by ``(epoch, index)``.
+        validator: what to ask at each look at the validation split, or None.
+        out: folder for ``metrics.jsonl`` and ``checkpoints/``.
+        accelerator: from :func:`build_accelerator`.
+        fingerprint: of the clips, stored in checkpoints and compared on resume.
+        steps: optimiser steps; a batch that was skipped for its broken files counts.
+        kind: "main" or "control".
+        resume: checkpoint to continue from.
+        force: continue although the configuration or the clips changed.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: ClipDataset,
+        validator: Validator | None,
+        out: Path,
+        accelerator: Any,
+        *,
+        fingerprint: str,
+        steps: int,
+        kind: str = "main",
+        resume: Path | None = None,
+        force: bool = False,
+    ) -> None:
+        self.config, self.validator, self.out, self.accelerator = config, validator, out, accelerator
+        self.fingerprint, self.steps, self.kind = fingerprint, steps, kind
+        self.method = build_method(config)
+        optimizer = build_optimizer(self.method, config.optim)
+        # The schedule watches the bare optimiser: accelerate would step it once per process.
+        self.scheduler = build_schedule(optimizer, config.optim, steps)
+        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.pipeline = InputPipeline(self.method.inputs).to(accelerator.device)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        torch.manual_seed(config.run.seed + rank)  # dropout differs between processes, initial weights do not
+        self.sampler = EpochSampler(
+            len(dataset), seed=config.run.seed, batch_size=config.data.batch_size, rank=rank, world_size=world
+        )
+        on_gpu = accelerator.device.type == "cuda"
+        self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
+        self.step, self.best_step, self.best_loss = 0, 0, math.inf
+        self.errors: dict[str, int] = {}
+        if resume is not None:
+            self._restore(load_checkpoint(resume), resume, force=force)
+        is_main = accelerator.is_main_process
+        resumed_at = self.step if resume is not None else None
+        self.journal = Journal(out / "metrics.jsonl" if is_main else None, resume_step=resumed_at)
+
+    def fit(self, stop: StopRequest, budget: Budget) -> TrainResult:
+        """Train until the last step, a signal or the end of the budget; the state on disk is complete
+        afterwards."""
+        budget.start()
+        stopped = "finished"
+        quiet = not self.accelerator.is_main_process
+        with Progress(self.steps, self.kind, start=self.step, quiet=quiet) as progress:
+            interval = Interval()
+            for batch, data_s in timed(self._batches()):
+                began = time.perf_counter()
+                output = self._train_step(batch)
+                self.step += 1
+                interval.add(output, len(batch["index"]), data_s, time.perf_counter() - began)
+                progress.advance(self.step)
+                run, last = self.config.run, self.step == self.steps
+                if self.step % run.log_every == 0 or last:
+                    self._log(interval, progress)
+                    interval = Interval()
+                if self.step % run.eval_every == 0 or last:
+                    self._validate(progress)
+                stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
+                if stopped:
+                    break
+                if self.step % run.save_every == 0:
+                    self._save("last")
+            stopped = stopped or "finished"
+            if stopped == "budget" and self.step % self.config.run.eval_every:
+                self._validate(progress)
+        self._save("last")
+        if self.step == self.steps:
+            self._save("final")
+        folder = self.out / "checkpoints"
+        paths = {
+            name: folder / f"{name}.pt"
+            for name in ("last", "best", "final")
+            if (folder / f"{name}.pt").is_file()
+        }
+        return TrainResult(
+            self.method, stopped, self.step, self.steps, self.best_step, self.best_loss, self.journal.rows,
+            self.errors, paths,
+        )  # fmt: skip
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        while self.step < self.steps:
+            epoch, offset = divmod(self.step, len(self.sampler))
+            self.sampler.set_position(epoch, offset)
+            for batch in self.loader:
+                yield batch
+                if self.step == self.steps:
+                    return
+
+    def _train_step(self, batch: dict[str, Any]) -> StepOutput | None:
+        self.model.train()
+        count_errors(self.errors, batch["errors"])
+        if self._too_small(batch):
+            self.scheduler.step()
+            return None
+        output = self.model(self.pipeline(batch))
+        self.accelerator.backward(output.loss)
+        if self.config.optim.clip_norm > 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.method.after_optimizer_step(self.step + 1)
+        return output
+
+    def _too_small(self, batch: dict[str, Any]) -> bool:
+        """Whether broken files left fewer than two clips here or, as processes must agree, anywhere."""
+        return self._any(len(batch["index"]) < 2)
+
+    def _any(self, flag: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=self.accelerator.device)
+        return self.accelerator.reduce(votes, reduction="sum").item() > 0
+
+    def _reason_to_stop(self, stop: StopRequest, budget: Budget) -> str | None:
+        if self._any(stop.signal_name is not None):
+            return stop.signal_name or "signal"
+        return "budget" if self._any(budget.spent()) else None
+
+    def _log(self, interval: Interval, progress: Progress) -> None:
+        row = interval.summary()
+        if not math.isfinite(row["loss"]):
+            raise AvfastError(
+                f"the loss is {row['loss']} at step {self.step}; the last good state is in "
+                f"'{self.out / 'checkpoints' / 'last.pt'}' if one was saved. A smaller optim.lr or "
+                "optim.clip_norm=1 usually helps"
+            )
+        indicators = {name: collapse_indicators(z) for name, z in interval.embeddings.items() if len(z) > 1}
+        epoch = self.step / len(self.sampler)
+        lr = self.scheduler.get_last_lr()[0]
+        broken = sum(self.errors.values())
+        row = self.journal.write(
+            "train", step=self.step, epoch=epoch, lr=lr, **row, collapse=indicators, broken=broken
+        )
+        progress.line(self.step, row)
+        for name, values in indicators.items():
+            if (warning := collapse_warning(values)) and self.step > self.steps // 10:
+                progress.say(f"{self.kind} {self.step}: {name} {warning}")
+
+    def _validate(self, progress: Progress) -> None:
+        if self.validator is None:
+            return
+        with self.accelerator.autocast():
+            row = self.validator(self.method, self.pipeline)
+        self.journal.write("val", step=self.step, **row)
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items())
+        progress.say(f"{self.kind} {self.step}/{self.steps}  validation: {shown}")
+        if row["loss"] < self.best_loss:
+            self.best_loss, self.best_step = row["loss"], self.step
+            self._save("best")
+
+    def _save(self, name: str) -> None:
+        rng = [rng_state()]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            rng = gather_object(rng)
+        if self.accelerator.is_main_process:
+            epoch, offset = divmod(self.step, len(self.sampler))
+            self.sampler.set_position(epoch, offset)
+            scaler = self.accelerator.scaler
+            state = {
+                "model": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "sampler": self.sampler.state_dict(),
+                "rng": rng,
+                "counters": {
+                    "step": self.step, "best_step": self.best_step, "best_loss": self.best_loss,
+                    "errors": self.errors,
+                },
+                "config": self._config(),
+                "split_fingerprint": self.fingerprint,
+                "kind": self.kind,
+                "versions": {"torch": str(torch.__version__)},
+            }  # fmt: skip
+            save_checkpoint(self.out / "checkpoints" / f"{name}.pt", state)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, state: dict[str, Any], path: Path, *, force: bool) -> None:
+        changes = config_diff(state["config"], self._config())
+        if state["split_fingerprint"] != self.fingerprint:
+            changes.append(f"clips: fingerprint {state['split_fingerprint'][:12]} -> {self.fingerprint[:12]}")
+        if state["kind"] != self.kind:
+            raise CheckpointError(
+                f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run"
+            )
+        if changes and not force:
+            listing = "\n".join(f"  {line}" for line in changes)
+            raise CheckpointError(
+                f"checkpoint '{path}' was written under another configuration:\n{listing}\n"
+                "give the old values, another --out, or --force to continue with the new ones"
+            )
+        try:
+            self.method.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint '{path}' does not fit the model: {str(error).strip()}"
+            ) from error
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        counters = state["counters"]
+        self.step, self.best_step, self.best_loss = (
+            counters["step"],
+            counters["best_step"],
+            counters["best_loss"],
+        )
+        self.errors = dict(counters["errors"])
+        if len(state["rng"]) == self.accelerator.num_processes:
+            restore_rng_state(state["rng"][self.accelerator.process_index])
+
+    def _config(self) -> dict[str, Any]:
+        # What a batch is depends on the processes that share it.
+        return {**self.config.to_dict(), "steps": self.steps, "processes": self.accelerator.num_processes}

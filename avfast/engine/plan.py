@@ -1,0 +1,171 @@
+"""What a run will do, said before it does it: samples, steps, parameters, memory and time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from avfast.data import ClipDataset
+from avfast.engine.config import TrainConfig
+from avfast.engine.inputs import InputPipeline
+from avfast.engine.progress import clock
+from avfast.engine.sources import DataBundle
+from avfast.errors import AvfastError
+from avfast.methods import Method
+
+PROBE_CLIPS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a plan; bytes and seconds. Times are None when nothing could be measured."""
+
+    clips: dict[str, int]
+    fingerprint: str
+    classes: int
+    batch_size: int
+    processes: int
+    steps_per_epoch: int
+    steps: int
+    parameters: int
+    trainable: int
+    activation_bytes: int
+    state_bytes: int
+    step_seconds: float | None
+    clip_seconds: float | None
+    control: bool
+    budget: float | None
+    bounds: dict[str, float]
+    notes: list[str]
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time of training and control, decoding included; the budget caps it."""
+        if self.step_seconds is None:
+            return None
+        decode = 0.0 if self.clip_seconds is None else self.clip_seconds * sum(self.clips.values())
+        total = self.steps * self.step_seconds * (2 if self.control else 1) + decode
+        return total if self.budget is None else min(total, self.budget)
+
+    def lines(self, title: str) -> list[str]:
+        clips = ", ".join(f"{count} {name}" for name, count in self.clips.items())
+        labels = f"{self.classes} classes (for evaluation only)" if self.classes > 1 else "no labels"
+        processes = f" x {self.processes} processes" if self.processes > 1 else ""
+        epochs = self.steps / self.steps_per_epoch
+        budget = "none" if self.budget is None else f"{self.budget:.0f} s, training and control together"
+        about = "not estimated" if self.seconds is None else f"about {clock(self.seconds)}"
+        control = " + as many for the shuffled-pair control" if self.control else "; no shuffled-pair control"
+        bounds = ", ".join(f"{name} {value:.2f}" for name, value in self.bounds.items())
+        rows = [
+            ("recipe", title),
+            ("clips", f"{clips}; {labels}; fingerprint {self.fingerprint[:12]}"),
+            ("batch", f"{self.batch_size} clips{processes}, {self.steps_per_epoch} steps per epoch"),
+            ("steps", f"{self.steps} ({epochs:.1f} epochs){control}"),
+            ("parameters", f"{self.parameters:,}, of which {self.trainable:,} are trained"),
+            ("memory", f"about {_mib(self.state_bytes)} of weights, gradients and optimiser state, and "
+                       f"{_mib(self.activation_bytes)} of activations"),
+            ("time", f"{about} (budget: {budget})"),
+        ]  # fmt: skip
+        if bounds:
+            rows.append(("loss", bounds))
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {text}" for name, text in rows] + [f"note: {note}" for note in self.notes]
+
+
+def make_plan(
+    config: TrainConfig,
+    bundle: DataBundle,
+    method: Method,
+    dataset: ClipDataset,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    processes: int,
+    budget: float | None,
+    device: torch.device,
+) -> Plan:
+    """Measure a step on a copy of `method` and a clip of `dataset`; neither is changed, and no random state
+    moves."""
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in method.parameters())
+    moments = 2 if config.optim.name.startswith("adam") else 1
+    state_bytes = 4 * (parameters + trainable * (1 + moments))
+    step_seconds, activation_bytes = _probe_step(config, method, device)
+    clips = {name: len(part) for name, part in bundle.splits.items() if part is not None}
+    notes = list(method.notes())
+    if "val" not in clips:
+        notes.append("no validation split: the last weights are evaluated, none are selected")
+    if "test" not in clips:
+        notes.append("no test split: retrieval and probes are not available")
+    return Plan(
+        clips=clips,
+        fingerprint=bundle.fingerprint,
+        classes=len(bundle.source.classes),
+        batch_size=config.data.batch_size,
+        processes=processes,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        parameters=parameters,
+        trainable=trainable,
+        activation_bytes=activation_bytes,
+        state_bytes=state_bytes,
+        step_seconds=step_seconds,
+        clip_seconds=_probe_clip(dataset),
+        control=config.run.control,
+        budget=budget,
+        bounds=method.loss_bounds(config.data.batch_size * processes),
+        notes=notes,
+    )
+
+
+def _probe_step(config: TrainConfig, method: Method, device: torch.device) -> tuple[float, int]:
+    """Seconds of one step and bytes kept for its backward pass, scaled up from a small batch."""
+    batch_size = config.data.batch_size
+    size = min(PROBE_CLIPS, batch_size)
+    twin = copy.deepcopy(method).to(device).train()
+    pipeline = InputPipeline(method.inputs).to(device)
+    batch = pipeline.example(size)
+    own = {p.untyped_storage().data_ptr() for p in twin.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    best = float("inf")
+    with torch.random.fork_rng():
+        for attempt in range(2):  # the first pays for allocation and kernel selection
+            began = time.perf_counter()
+            kept.clear()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = twin.validation_step(pipeline(batch)).loss
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - began) if attempt else best
+    return best * batch_size / size, sum(kept.values()) * batch_size // size
+
+
+def _probe_clip(dataset: Any) -> float | None:
+    """Seconds to read one clip, or None when the first ones cannot be read."""
+    best = None
+    for index in range(min(4, len(dataset))):  # the first one also imports the decoder
+        began = time.perf_counter()
+        try:
+            sample = dataset[0, index]
+        except AvfastError:
+            continue
+        if "frames" in sample:
+            best = min(best or math.inf, time.perf_counter() - began)
+    return best
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count < 2**33 else f"{count / 2**30:,.1f} GiB"

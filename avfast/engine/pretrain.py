@@ -1,0 +1,347 @@
+"""``avfast pretrain``: configuration, plan, training, control, evaluation, exports and report, in this
+order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avfast.data import EpochSampler
+from avfast.engine import figures
+from avfast.engine.assess import Embedded, assess, calibrate_batchnorm
+from avfast.engine.build import build_accelerator, build_method
+from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.config import TrainConfig, parse_config
+from avfast.engine.export import export_modules
+from avfast.engine.inputs import IMAGENET_MEAN, IMAGENET_STD, InputPipeline
+from avfast.engine.loop import Trainer, TrainResult
+from avfast.engine.plan import make_plan
+from avfast.engine.report import RunSummary, Section, headline, write_report
+from avfast.engine.signals import Budget, StopRequest
+from avfast.engine.sources import DataBundle, build_dataset, evaluation_loader, fits_in_memory, open_data
+from avfast.engine.validate import Validator
+from avfast.errors import AvfastError, CheckpointError, ConfigError
+from avfast.evaluate import ShuffledPairs, shuffled_order
+from avfast.methods import Method
+
+
+class Interrupted(AvfastError):
+    """A signal ended the run; the state was saved. ``code`` is the exit status a shell expects."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; `words` are ``key=value`` overrides, `budget` is in seconds."""
+
+    recipe: str
+    data: str
+    out: Path
+    budget: float | None = None
+    dry_run: bool = False
+    resume: str | None = None
+    force: bool = False
+    device: str = "auto"
+    words: list[str] = field(default_factory=list)
+    preset: str | None = None
+    config_file: Path | None = None
+
+
+def pretrain(
+    request: Request,
+    *,
+    say: Callable[[str], None] = print,
+    extra: Callable[[RunSummary, Method], list[Section]] | None = None,
+) -> RunSummary | None:
+    """Run a request to its report.
+
+    Args:
+        say: receives lines for the person at the terminal.
+        extra: called after the evaluation with the summary and the trained method; returns more report
+            sections.
+
+    Returns:
+        The summary, or None after a dry run.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; the message says where the state is.
+        AvfastError: anything the user can change.
+    """
+    config = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file)
+    resume = _resume_path(request)
+    accelerator = build_accelerator(request.device, config.run.precision)
+    tell = say if accelerator.is_main_process else (lambda line: None)
+    with ExitStack() as stack:
+        job = _Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
+        plan_lines = job.plan()
+        if request.dry_run:
+            tell("dry run: nothing was written")
+            return None
+        return job.run(plan_lines, resume, extra)
+
+
+class _Job:
+    """The state shared by the stages of one run."""
+
+    def __init__(
+        self,
+        request: Request,
+        config: TrainConfig,
+        accelerator: Any,
+        tell: Callable[[str], None],
+        folder: Path,
+    ) -> None:
+        self.request, self.config, self.accelerator, self.tell = request, config, accelerator, tell
+        self.bundle: DataBundle = open_data(folder)
+        self.method = build_method(config)
+        inputs, seed = self.method.inputs, config.run.seed
+        cache = fits_in_memory(self.bundle, inputs, config.data)
+        self.train_set = build_dataset(
+            self.bundle.splits["train"], inputs, config.data, seed=seed, train=True, cache=cache
+        )
+        self.fixed = {
+            name: None
+            if part is None
+            else build_dataset(part, inputs, config.data, seed=seed, train=False, cache=cache)
+            for name, part in self.bundle.splits.items()
+        }
+        batch, processes = config.data.batch_size, accelerator.num_processes
+        if batch * processes > len(self.train_set):
+            raise ConfigError(
+                f"data.batch_size: the training split has {len(self.train_set)} clips, "
+                f"fewer than one batch of {batch}" + (f" on {processes} processes" if processes > 1 else "")
+            )
+        sampler = EpochSampler(len(self.train_set), seed=seed, batch_size=batch, world_size=processes)
+        self.steps_per_epoch = len(sampler)
+        self.steps = config.run.epochs * self.steps_per_epoch or config.run.steps
+        self.loaders = {n: None if d is None else evaluation_loader(d, batch) for n, d in self.fixed.items()}
+        self.seconds: dict[str, float] = {}
+
+    def plan(self) -> list[str]:
+        """Print what is about to happen and return the lines."""
+        plan = make_plan(
+            self.config, self.bundle, self.method, self.train_set, steps=self.steps,
+            steps_per_epoch=self.steps_per_epoch, processes=self.accelerator.num_processes,
+            budget=self.request.budget, device=self.accelerator.device,
+        )  # fmt: skip
+        self.bounds = plan.bounds
+        card = self.method.card
+        lines = plan.lines(f"{card.name}: {card.title} ({card.venue}, arXiv {card.arxiv})")
+        for line in lines:
+            self.tell(line)
+        return lines
+
+    def run(self, plan_lines: list[str], resume: Path | None, extra: Any) -> RunSummary:
+        out, config = self.request.out, self.config
+        if self.accelerator.is_main_process:
+            text = json.dumps(config.to_dict(), indent=2) + "\n"
+            out.mkdir(parents=True, exist_ok=True)
+        with StopRequest() as stop:
+            share = 0.5 if config.run.control else 1.0
+            budget = Budget(None if self.request.budget is None else self.request.budget * share)
+            trained = self._train(self.train_set, out, resume, stop, budget, self.steps, "main")
+            if self.accelerator.is_main_process:
+                write_atomic(out / "config.json", lambda path: path.write_text(text))
+            control = None
+            if config.run.control:
+                order = shuffled_order(len(self.train_set), seed=config.run.seed)
+                last = out / "control" / "checkpoints" / "last.pt"
+                again = last if resume is not None and _steps_of(last) == trained.step else None
+                control = self._train(
+                    ShuffledPairs(self.train_set, order), out / "control", again, stop, Budget(None),
+                    trained.step, "control",
+                )  # fmt: skip
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return None
+        summary, chosen = self._evaluate(trained, control, plan_lines)
+        sections = extra(summary, chosen) if extra else []
+        summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        summary.files = [p for p in summary.files if "clips" not in p.relative_to(out).parts[:2]]
+        summary.files.append(write_report(summary, sections))
+        self.accelerator.wait_for_everyone()
+        for line in headline(summary.scores):
+            self.tell(line)
+        return summary
+
+    def _train(
+        self,
+        dataset: Any,
+        out: Path,
+        resume: Path | None,
+        stop: StopRequest,
+        budget: Budget,
+        steps: int,
+        kind: str,
+    ) -> TrainResult:
+        began = time.monotonic()
+        validator = None if self.loaders["val"] is None else Validator(self.loaders["val"])
+        trainer = Trainer(
+            self.config, dataset, validator, out, self.accelerator,
+            fingerprint=self.bundle.fingerprint, steps=steps, kind=kind, resume=resume,
+            force=self.request.force,
+        )  # fmt: skip
+        if trainer.step:
+            self.tell(f"{kind}: continuing at step {trainer.step} of {steps} from '{resume}'")
+        result = trainer.fit(stop, budget)
+        if result.stopped.startswith("SIG"):
+            code = 128 + {"SIGTERM": 15, "SIGINT": 2}.get(result.stopped, 0)
+            raise Interrupted(
+                f"{result.stopped} at step {result.step} of {result.steps}: state saved in "
+                f"'{result.checkpoints['last']}'; continue with --resume auto", code
+            )  # fmt: skip
+        if result.stopped == "budget":
+            self.tell(f"budget spent at step {result.step} of {result.steps}; continue with --resume auto")
+        self.seconds["training" if kind == "main" else "shuffled-pair control"] = time.monotonic() - began
+        return result
+
+    def _evaluate(
+        self, trained: TrainResult, control: TrainResult | None, plan_lines: list[str]
+    ) -> tuple[RunSummary, Method]:
+        began = time.monotonic()
+        config, out = self.config, self.request.out
+        pipeline = InputPipeline(self.method.inputs).to(self.accelerator.device)
+        chosen = trained.method
+        best_step = trained.best_step if "best" in trained.checkpoints else 0
+        if best_step:
+            chosen.load_state_dict(load_checkpoint(trained.checkpoints["best"])["model"])
+        untrained = calibrate_batchnorm(
+            self.method.to(self.accelerator.device), pipeline, self.loaders["train"]
+        )
+        context = f"split=test fingerprint={self.bundle.fingerprint[:12]}"
+        models = {"trained": chosen, "untrained": untrained}
+        if control is not None:
+            models["shuffled"] = control.method
+        scores, embedded = {}, None
+        for name, method in models.items():
+            scores[name], test = assess(
+                method, pipeline, self.loaders, labelled=self.bundle.labelled, context=context
+            )
+            embedded = test if name == "trained" else embedded
+        summary = RunSummary(
+            out=out,
+            recipe=config.recipe,
+            honesty=_honesty(self.bundle),
+            plan_lines=plan_lines,
+            stopped=trained.stopped,
+            step=trained.step,
+            steps=trained.steps,
+            best_step=best_step,
+            scores=scores,
+            control_steps=None if control is None else control.step,
+            device=str(self.accelerator.device),
+            seconds=self.seconds,
+            rows=trained.rows,
+            errors=trained.errors,
+            pictures=self._pictures(trained, control, pipeline, embedded),
+        )
+        if not summary.pictures:
+            summary.notes.append("no pictures: matplotlib is not installed (pip install 'avfast[plots]')")
+        self._export(chosen, best_step)
+        results = {name: {k: s.to_dict() for k, s in values.items()} for name, values in scores.items()}
+        text = json.dumps({"step": trained.step, "best_step": best_step, "scores": results}, indent=1) + "\n"
+        write_atomic(out / "results.json", lambda path: path.write_text(text))
+        self.seconds["evaluation and pictures"] = time.monotonic() - began
+        return summary, chosen
+
+    def _export(self, method: Method, step: int) -> None:
+        inputs = dataclasses.asdict(method.inputs)
+        facts = {
+            "recipe": self.config.recipe, "step": step, "split_fingerprint": self.bundle.fingerprint,
+            "inputs": inputs, "frame_mean": IMAGENET_MEAN, "frame_std": IMAGENET_STD,
+            "config": self.config.to_dict(),
+        }  # fmt: skip
+        export_modules(self.request.out / "export", method.exports(), facts)
+
+    def _pictures(
+        self,
+        trained: TrainResult,
+        control: TrainResult | None,
+        pipeline: InputPipeline,
+        test: Embedded | None,
+    ) -> dict[str, Path]:
+        out, names = self.request.out, self.bundle.source.classes
+        made = {"Curves": figures.curves(
+            out / "curves.png", trained.rows, control.rows if control else [], self.bounds)}  # fmt: skip
+        z = {} if test is None else test.embeddings
+        if {"audio", "video"} <= z.keys() and pipeline.frontend is not None:
+            frames, spectrograms = _raw(self.loaders["test"], pipeline)
+            folder = out / "figures"
+            labels = test.labels
+            made["Similarity of test clips"] = figures.similarity(
+                folder / "similarity.png", z["audio"], z["video"], labels
+            )
+            middle = frames[:, frames.shape[1] // 2]
+            made["Retrieval"] = figures.retrieved(
+                folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names
+            )
+            made["Contact sheet"] = figures.contact_sheet(
+                folder / "contact_sheet.png", frames, spectrograms, labels, names
+            )
+        return {title: path for title, path in made.items() if path is not None}
+
+
+def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    frames, spectrograms = [], []
+    for batch in loader:
+        frames.append(batch["frames"])
+        spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
+    return torch.cat(frames), torch.cat(spectrograms)
+
+
+def _honesty(bundle: DataBundle) -> str:
+    from avfast.data.demo import honesty_line
+
+    return honesty_line(bundle.source.manifest)
+
+
+def _resume_path(request: Request) -> Path | None:
+    """The checkpoint to continue from; refuses to write a new run over an old one."""
+    last = request.out / "checkpoints" / "last.pt"
+    if request.resume == "auto":
+        return last if last.is_file() else None
+    if request.resume is not None:
+        path = Path(request.resume)
+        if not path.is_file():
+            raise CheckpointError(
+                f"--resume: '{path}' does not exist; --resume auto looks in '{last.parent}'"
+            )
+        return path
+    if last.is_file() and not request.dry_run and not request.force:
+        raise ConfigError(
+            f"'{request.out}' already holds a run; continue it with --resume auto, choose another --out, "
+            "or overwrite it with --force"
+        )
+    return None
+
+
+def _steps_of(path: Path) -> int | None:
+    """How many steps the control in `path` was meant for; a longer main run needs a new control."""
+    if not path.is_file():
+        return None
+    return load_checkpoint(path)["config"].get("steps")
+
+
+def _data_folder(request: Request, stack: ExitStack, tell: Callable[[str], None]) -> Path:
+    if request.data != "demo":
+        return Path(request.data)
+    from avfast.data.demo import make_demo_clips
+
+    folder = request.out / "demo-clips"
+    if request.dry_run and not folder.exists():
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "demo-clips"
+    tell(f"demo clips in '{folder}'")
+    make_demo_clips(folder)
+    return folder

@@ -1,0 +1,97 @@
+"""What a person sees while it runs: a rich bar on a terminal, one plain line per interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+LOADER_BOUND = 0.5
+"""Share of an interval spent waiting for data above which the hint is printed."""
+
+
+class Progress:
+    """Progress of one training run.
+
+    Args:
+        total: steps.
+        title: shown in front, for instance "train" or "control".
+        start: steps already done by an earlier run.
+        quiet: print nothing (ranks other than 0).
+    """
+
+    def __init__(self, total: int, title: str, *, start: int = 0, quiet: bool = False) -> None:
+        self.total, self.title, self.quiet = total, title, quiet
+        self._begin, self._start = time.monotonic(), start
+        self._bar = None if quiet or not sys.stdout.isatty() else _rich_bar(title, total, start)
+        self._task = self._bar.task_ids[0] if self._bar else None
+        self._hinted = False
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def line(self, step: int, row: dict[str, Any]) -> None:
+        """One interval: loss, clips per second, time left, data and compute time."""
+        if self.quiet:
+            return
+        left = (time.monotonic() - self._begin) / max(1, step - self._start) * (self.total - step)
+        text = (
+            f"{self.title} {step}/{self.total}  loss {row['loss']:.3f}  {row['clips_per_s']:.0f} clips/s  "
+            f"data {row['data_s'] * 1e3:.0f} ms + compute {row['compute_s'] * 1e3:.0f} ms per step  "
+            f"eta {clock(left)}"
+        )
+        if self._bar:
+            self._bar.update(self._task, description=f"{self.title}  loss {row['loss']:.3f}")
+        else:
+            self.say(text)
+        share = row["data_s"] / max(1e-9, row["data_s"] + row["compute_s"])
+        # The first interval fills caches and starts workers: it says nothing about the rest.
+        if share > LOADER_BOUND and not self._hinted and step > self._start + self.total // 10:
+            self._hinted = True
+            self.say(
+                f"loader-bound: {share:.0%} of the time waits for data; "
+                "try data.workers=2 or data.cache=memory"
+            )
+
+    def say(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """``75`` -> ``1:15``.
+
+    >>> clock(75), clock(3671)
+    ('1:15', '1:01:11')
+    """
+    minutes, rest = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _rich_bar(title: str, total: int, start: int) -> Any | None:
+    try:
+        from rich import progress
+    except (ImportError, RuntimeError, OSError):
+        return None  # plain lines say the same
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    bar = progress.Progress(*columns)
+    bar.add_task(title, total=total, completed=start)
+    return bar

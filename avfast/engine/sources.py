@@ -1,0 +1,106 @@
+"""From a ``--data`` argument and a method's needs to data sets and loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
+from avfast.engine.config import DataConfig
+from avfast.errors import AvfastError, DataError
+from avfast.methods import Inputs
+
+SPLITS = ("train", "val", "test")
+CACHE_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The clips of a run: the whole source and one source per split; val and test may be empty (None)."""
+
+    source: ClipSource
+    splits: dict[str, ClipSource | None]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.source.classes) > 1 and all(label >= 0 for label in self.source.labels)
+
+
+def open_data(path: str | Path) -> DataBundle:
+    """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash."""
+    source = ClipSource.open(path)
+    if not source.splits:
+        source = source.with_splits()
+    parts = {name: source.split(name) if source.splits.get(name) else None for name in SPLITS}
+    if parts["train"] is None or len(parts["train"]) < 2:
+        raise DataError(
+            f"{path}: training needs at least 2 clips in the split 'train'; there are {source.splits}"
+        )
+    return DataBundle(source, parts)
+
+
+def build_dataset(
+    source: ClipSource, inputs: Inputs, data: DataConfig, *, seed: int, train: bool, cache: bool
+) -> ClipDataset:
+    """A data set that yields what `inputs` asks for; evaluation data are not augmented."""
+    return ClipDataset(
+        source,
+        frames=max(1, inputs.frames),
+        size=inputs.size,
+        duration=inputs.duration,
+        sample_rate=inputs.sample_rate,
+        seed=seed,
+        train=train,
+        on_error=data.on_error,
+        cache="memory" if cache else None,
+    )
+
+
+def fits_in_memory(bundle: DataBundle, inputs: Inputs, data: DataConfig) -> bool:
+    """Resolve ``data.cache``: "auto" estimates the decoded size of all clips from the first that opens."""
+    if data.cache != "auto":
+        return data.cache == "memory"
+    for record in bundle.source.records[:8]:
+        try:
+            info = probe(record.path)
+        except AvfastError:
+            continue
+        seconds = record.duration or info.duration or inputs.duration
+        picture = seconds * (info.fps or 25.0) * 3 * inputs.size**2
+        sound = seconds * inputs.sample_rate * 4
+        return (picture + sound) * len(bundle.source) < CACHE_LIMIT
+    return False
+
+
+def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pin_memory: bool) -> DataLoader:
+    """Batches in the sampler's order; creating an iterator leaves the global generator alone (exact
+    resume)."""
+    return _own_generator(build_loader(dataset, sampler, workers=data.workers, pin_memory=pin_memory))
+
+
+def evaluation_loader(dataset: Any, batch_size: int) -> DataLoader:
+    """Every clip once, in order, read in this process."""
+    sampler = EpochSampler(len(dataset), seed=0, batch_size=batch_size, shuffle=False, drop_last=False)
+    return _own_generator(build_loader(dataset, sampler))
+
+
+def _own_generator(loader: DataLoader) -> DataLoader:
+    # Every iterator draws a base seed for its workers. From the global generator that draw would shift
+    # dropout after a resume in mid-epoch, which makes one iterator more than the uninterrupted run.
+    loader.generator = torch.Generator().manual_seed(0)
+    return loader
+
+
+def count_errors(counts: dict[str, int], errors: list[dict[str, Any]]) -> None:
+    """Add a batch's failures to ``counts``: path and cause to occurrences."""
+    for error in errors:
+        key = f"{error['path']}: {error['cause']}"
+        counts[key] = counts.get(key, 0) + 1

@@ -1,0 +1,41 @@
+"""The look at the validation split that selects the best checkpoint. The test split is not touched here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from avfast.engine.inputs import InputPipeline
+from avfast.evaluate import cross_modal_retrieval
+from avfast.methods import Method
+
+
+class Validator:
+    """Mean validation loss and, for two modalities, instance-level audio-to-video R@1.
+
+    Calling it changes neither weights, statistics nor random state.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    @torch.no_grad()
+    def __call__(self, method: Method, pipeline: InputPipeline) -> dict[str, Any]:
+        was_training = method.training
+        method.eval()
+        total, count = 0.0, 0
+        parts: dict[str, list[torch.Tensor]] = {}
+        for batch in self.loader:
+            size = len(batch["index"])
+            output = method.validation_step(pipeline(batch))
+            total, count = total + output.loss.item() * size, count + size
+            for name, z in output.embeddings.items():
+                parts.setdefault(name, []).append(z.float().cpu())
+        method.train(was_training)
+        row = {"loss": total / count}
+        if {"audio", "video"} <= parts.keys():
+            audio, video = torch.cat(parts["audio"]), torch.cat(parts["video"])
+            row["R@1_audio_video_instance"] = cross_modal_retrieval(audio, video)[0].recall[1].value
+        return row

@@ -1,0 +1,23 @@
+"""Retrieval, probes, collapse indicators and controls: numbers that always come with the level of chance."""
+
+from __future__ import annotations
+
+from avfast.evaluate.collapse import collapse_indicators, collapse_warning
+from avfast.evaluate.controls import ShuffledPairs, shuffled_order
+from avfast.evaluate.probes import knn_accuracy, linear_probe
+from avfast.evaluate.retrieval import RetrievalResult, cross_modal_retrieval, retrieval
+from avfast.evaluate.scores import Score, bootstrap_interval
+
+__all__ = [
+    "RetrievalResult",
+    "Score",
+    "ShuffledPairs",
+    "bootstrap_interval",
+    "collapse_indicators",
+    "collapse_warning",
+    "cross_modal_retrieval",
+    "knn_accuracy",
+    "linear_probe",
+    "retrieval",
+    "shuffled_order",
+]

@@ -1,0 +1,62 @@
+"""The shuffled-pair control: the same training when sound and picture have nothing to do with each other.
+
+Whatever a model scores above chance after training on shuffled pairs is leakage or luck, not audio-visual
+learning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+
+def shuffled_order(n: int, *, seed: int) -> list[int]:
+    """A permutation of ``range(n)`` that leaves no item in place, a function of `seed` alone.
+
+    Every sound keeps its own wrong picture for the whole run: the control may memorise pairs, as a real
+        model may, but
+    nothing it memorises transfers. Labels are not consulted; by chance some pairs keep the class, as chance
+    level does.
+
+    >>> order = shuffled_order(8, seed=0)
+    >>> sorted(order) == list(range(8)) and all(i != j for i, j in enumerate(order))
+    True
+    """
+    if n < 2:
+        raise ValueError(f"avfast.evaluate.shuffled_order: n: expected at least 2, got {n}")
+    generator = torch.Generator().manual_seed(seed)
+    cycle = torch.randperm(n, generator=generator).tolist()
+    order = [0] * n
+    for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        order[here] = there  # one cycle through all items, so none maps to itself
+    return order
+
+
+class ShuffledPairs(Dataset):
+    """A clip data set whose item ``(epoch, i)`` has the frames of clip i and the waveform of clip
+    ``order[i]``.
+
+    Samples are dictionaries with ``frames``, ``waveform`` and ``errors``; a sample without ``frames`` could
+    not be read, and neither can the pair then.
+    """
+
+    def __init__(self, dataset: Any, order: list[int]) -> None:
+        if len(order) != len(dataset):
+            raise ValueError(
+                f"avfast.evaluate.ShuffledPairs: order: expected {len(dataset)} entries, got {len(order)}"
+            )
+        self.dataset = dataset
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        seen, heard = self.dataset[epoch, index], self.dataset[epoch, self.order[index]]
+        errors = [*seen["errors"], *heard["errors"]]
+        if "frames" not in seen or "frames" not in heard:
+            return {"errors": errors}
+        return {**seen, "waveform": heard["waveform"], "errors": errors}

@@ -1,0 +1,177 @@
+"""The contract that makes the next system one file.
+
+A system is one module in this folder, named for its recipe (``av-align`` lives in ``av_align.py``), that
+defines one subclass of :class:`Method` with a :class:`MethodCard` and a frozen ``Config`` dataclass. It
+declares the data it needs (:class:`Inputs`) and never reads any: the engine builds loaders, devices,
+optimisers, checkpoints and reports around it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+"""What a method receives: ``frames`` float ``[B, T, 3, H, W]`` normalised with the ImageNet statistics,
+``spectrogram`` float ``[B, 1, *, *]`` from the front-end it asked for, ``waveform`` float ``[B, S]`` in [-1,
+1], ``label`` int64 ``[B]`` (-1 where unknown) and ``index`` int64 ``[B]`` (position in the data set)."""
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """Where a system comes from and what it needs, as ``avfast recipes`` prints it."""
+
+    name: str
+    title: str
+    authors: str
+    venue: str
+    arxiv: str
+    summary: str
+    needs: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The sample a method wants.
+
+    Attributes:
+        frames: frames per clip, T; 0 for an audio-only method.
+        size: side of the square frame in pixels.
+        duration: seconds of sound and picture per clip.
+        sample_rate: samples per second of the waveform.
+        frontend: audio front-end by name ("log-mel", "kaldi-fbank", "log-psd"), or None for waveforms only.
+        frontend_options: keyword arguments of that front-end.
+    """
+
+    frames: int
+    size: int
+    duration: float
+    sample_rate: int
+    frontend: str | None = None
+    frontend_options: dict[str, Any] = field(default_factory=dict)
+
+
+class StepOutput(NamedTuple):
+    """Result of one training step: a scalar ``loss``, named scalar ``metrics``, and the embeddings ``[B,
+    D]`` that the collapse indicators watch. Metrics and embeddings are detached."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    embeddings: dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """A pre-training system: its networks, its loss and its defaults.
+
+    Everything that must survive an interruption is a parameter, a buffer, or returned by
+    ``get_extra_state``; the engine saves ``state_dict()`` and nothing else of a method. Queues and momentum
+    encoders are buffers and modules.
+    """
+
+    card: ClassVar[MethodCard]
+    Config: ClassVar[type]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named sets of dotted overrides, for instance the settings of the paper: ``{"paper": {"optim.lr":
+    1e-3}}``."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def inputs(self) -> Inputs:
+        """The data this method needs under its configuration."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Loss of one batch. Called through ``forward`` so that wrappers such as DDP see it."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Batch) -> StepOutput:
+        """Loss of one held-out batch, in eval mode and without gradients; must not gather across
+        processes."""
+        return self.training_step(batch)
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Encoder features before any projection head, ``{"audio": [B, C], "video": [B, C]}``, as probes
+        read them."""
+        raise NotImplementedError
+
+    def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From features to the shared space; the identity for a method without heads."""
+        return features
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings in the shared space, ``{"audio": [B, D], "video": [B, D]}``, as retrieval compares
+        them."""
+        return self.project(self.features(batch))
+
+    def exports(self) -> dict[str, nn.Module]:
+        """The modules a user takes home, by name; each is written as safetensors with a JSON config."""
+        raise NotImplementedError
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Momentum and queue updates; ``step`` counts optimiser steps from 1."""
+
+    def loss_bounds(self, batch_size: int) -> dict[str, float]:
+        """Reference values of the loss to print beside it, at least ``chance`` where it is known."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Remarks for the plan: anything about this configuration that would surprise its user."""
+        return []
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Trainable parameters in two groups: matrices and filters decay, biases and norm gains do not."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [g for g in groups if g["params"]]
+
+    def forward(self, batch: Batch) -> StepOutput:
+        return self.training_step(batch)
+
+
+def contrastive_bounds(
+    batch_size: int, *, temperature: float, distance: str, rectified: bool
+) -> dict[str, float]:
+    """Chance and floor of a symmetric InfoNCE over unit vectors.
+
+    Chance is ``log B``. The floor is reached when every pair coincides and the B embeddings are as far apart
+    as unit vectors can be: mean off-diagonal cosine ``-1 / (B - 1)``, or 0 when the features are rectified
+        (non-negative).
+    With ``distance="l2"`` the logits are ``-d / temperature``, so the floor stays far above zero: for
+    non-negative features and temperature 1 it is ``log(1 + (B - 1) exp(-sqrt(2)))`` (Sound2Scene's loss).
+
+    >>> bounds = contrastive_bounds(64, temperature=1.0, distance="l2", rectified=True)
+    >>> round(bounds["floor"], 2), round(bounds["chance"], 2)
+    (2.79, 4.16)
+    """
+    if batch_size < 2:
+        return {"chance": 0.0, "floor": 0.0}
+    cosine = 0.0 if rectified else -1.0 / (batch_size - 1)
+    gap = 1.0 - cosine if distance == "cosine" else math.sqrt(2.0 - 2.0 * cosine)
+    return {
+        "chance": math.log(batch_size),
+        "floor": math.log1p((batch_size - 1) * math.exp(-gap / temperature)),
+    }
+
+
+@torch.no_grad()
+def pair_metrics(z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
+    """Mean cosine of matching and of other pairs in a batch, and how often the match is the nearest. Both
+    ``[B, D]``."""
+    cosine = (
+        nn.functional.normalize(z_a.float(), dim=1) @ nn.functional.normalize(z_b.float(), dim=1).T
+    )  # [B, B]
+    count = cosine.shape[0]
+    diagonal = cosine.diagonal()
+    others = (cosine.sum() - diagonal.sum()) / max(1, count * (count - 1))
+    nearest = (cosine.argmax(dim=1) == torch.arange(count, device=cosine.device)).float().mean()
+    return {"cos_pos": diagonal.mean(), "cos_neg": others, "batch_r1": nearest}
