@@ -49,16 +49,18 @@ def errors_of(actual: Answer, expected: Answer) -> dict[str, Error]:
 def allowance(
     dtype: torch.dtype, baseline: Error | None, *, exact: bool = False, least: float = 0.0
 ) -> float:
-    """The relative error allowed: three times the published form's own, at least rounding and ``least``.
+    """The relative error allowed: three times the published form's own, at least ``least`` and eps ** 0.75.
 
-    The published form itself (``baseline=None``) may lose half of the digits of its dtype and no more.
+    That floor (6e-6 in float32) is wide on purpose: an opponent that sums plainly in single precision must be
+    timed, not struck out to our advantage. How exact avfast itself is, the tests say. The published form
+    (``baseline=None``) may lose half of the digits of its dtype and no more.
     """
     if exact:
         return 0.0
     epsilon = torch.finfo(dtype).eps
     if baseline is None:
         return max(epsilon**0.5, least)
-    return max(4 * epsilon, 3 * baseline.relative, least)
+    return max(epsilon**0.75, 3 * baseline.relative, least)
 
 
 def objection(

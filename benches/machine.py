@@ -25,7 +25,9 @@ def cores() -> int:
 def facts() -> dict:
     """Everything needed to read a number later; plain JSON types."""
     import avfast
+    from avfast import env
 
+    build = env.build_info()  # compiler and flags; empty for a pure-Python install
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -36,10 +38,10 @@ def facts() -> dict:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "avfast": getattr(avfast, "__version__", "unknown"),
-        "commit": _commit(),
+        "commit": _commit(build),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
-        "build": _build(),
+        "build": build,
     }
 
 
@@ -62,8 +64,8 @@ def _cpu_model() -> str:
     return f"{model} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
 
 
-def _commit() -> str:
-    """The commit of the checkout these files are in, with a mark if it has uncommitted changes."""
+def _commit(build: dict) -> str:
+    """The commit of the checkout these files are in, marked if it has changes; else the one built in."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -72,21 +74,12 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "-uno") else ""
-        )
+        if Path(git("rev-parse", "--show-toplevel")) == here.parent:  # and not a repository around an install
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _build() -> dict:
-    """What avfast says of its library: compiler, flags, instruction set. Empty for a pure-Python install."""
-    try:
-        from avfast import env
-
-        return dict(env.build_info())
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return {}
+        pass
+    return str(build.get("commit") or "unknown")
 
 
 @dataclass(frozen=True)

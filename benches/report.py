@@ -102,7 +102,8 @@ def record_table(record: dict) -> str:
 def _row(candidate: dict, record: dict) -> str:
     name = candidate["name"]
     if candidate["status"] != "ok":
-        return f"| ~~{name}~~ | {candidate['status']}: {candidate['reason']} | | | | | | | |"
+        shown = f"~~{name}~~" if candidate["status"] == "struck out" else name
+        return f"| {shown} | {candidate['status']}: {candidate['reason']} | | | | | | | |"
     ratio = record["speedups"].get(name)
     faster = "" if ratio is None else f"{ratio:.2f}x"
     if ratio is not None and not is_difference(ratio, record["noise_floor"]):

@@ -110,8 +110,9 @@ def test_allowance_follows_the_published_forms_own_error():
     baseline = {"y": accuracy.Error(1e-5, 1.0)}
     assert accuracy.objection({"y": accuracy.Error(2.9e-5, 1.0)}, baseline, torch.float32) is None
     assert accuracy.objection({"y": accuracy.Error(3.1e-5, 1.0)}, baseline, torch.float32)
-    exact_baseline = {"y": accuracy.Error(0.0, 0.0)}
-    assert accuracy.objection({"y": accuracy.Error(1e-7, 1.0)}, exact_baseline, torch.float32) is None
+    exact_baseline = {"y": accuracy.Error(0.0, 0.0)}  # an ordinary float32 sum still competes
+    assert accuracy.objection({"y": accuracy.Error(2e-6, 1.0)}, exact_baseline, torch.float32) is None
+    assert accuracy.objection({"y": accuracy.Error(1e-5, 1.0)}, exact_baseline, torch.float32)
 
 
 def test_infinities_in_place_are_right_and_out_of_place_are_wrong():
@@ -187,9 +188,9 @@ def test_candidates_are_interleaved_and_one_runs_twice():
 def test_ratios_and_the_worst_of_them():
     record = harness.run_case(
         case(
-            candidate("published", PUBLISHED, seconds=8e-3),
-            candidate("lean", LEAN, seconds=4e-3),
-            candidate("ours", OURS, seconds=2e-3),
+            candidate("published", PUBLISHED, seconds=16e-3),
+            candidate("lean", LEAN, seconds=8e-3),
+            candidate("ours", OURS, seconds=4e-3),
             candidate("ours[other]", BACKEND, seconds=1e-3),
         ),
         quick_protocol(),
@@ -215,7 +216,7 @@ def test_noise_floor():
 
 
 def test_repeats_fill_a_slice_and_threads_are_restored():
-    assert timing.repeats_for([lambda: time.sleep(1e-4)], "cpu", min_slice=2e-3) > 3
+    assert timing.repeats_for([lambda: time.sleep(1e-4)], "cpu", min_slice=5e-2) > 3
     before = torch.get_num_threads()
     with timing.threads(before + 1):
         assert torch.get_num_threads() == before + 1
@@ -345,7 +346,7 @@ def test_the_headline_is_the_worst_ratio(results):
 
 def test_the_table_shows_everybody(results):
     text = report.markdown(results)
-    for name in ("published", "lean", "**ours**", "~~absent~~ | unavailable: not installed"):
+    for name in ("published", "lean", "**ours**", "| absent | unavailable: not installed"):
         assert name in text
     results["cases"][0].update(publishable=False, not_for_publication=["load average 9.00 exceeds"])
     assert "**Not for publication:** load average 9.00" in report.markdown(results)
