@@ -1,4 +1,4 @@
-"""From decoder frames to arrays: the two converters of an open file, each made once and used for every frame."""
+"""From decoder frames to arrays: two converters per open file, made once and used for every frame."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class SoundSink:
         self.blocks: list[np.ndarray] = []
         self.start, self.done = 0.0, False
         self._count = 0
-        self._resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+        self._resampler = av.AudioResampler(format="fltp", rate=sample_rate)
         self._in_start: float | None = None
 
     def add(self, frame: Any, time: float) -> None:
@@ -109,7 +109,8 @@ class SoundSink:
 
     def _place(self, frames: list[Any]) -> None:
         for frame in frames:
-            block = frame.to_ndarray().reshape(-1)
+            # The mean of the channels stays in [-1, 1]; FFmpeg's own mix to mono weighs them by 0.71.
+            block = frame.to_ndarray().mean(0)
             self.blocks.append(block)
             self._count += len(block)
 

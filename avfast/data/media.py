@@ -171,7 +171,7 @@ def read_clip(
         duration: seconds.
         frames: pictures per clip, the ones on screen at :func:`frame_times`.
         size: ``H = W`` or ``(H, W)`` of the pictures.
-        sample_rate: of the waveform in Hz; channels are mixed down to one.
+        sample_rate: of the waveform in Hz; the mean of all channels.
         crop: ``"center"`` keeps the aspect and cuts what stands over; ``"squash"`` fits the whole picture.
 
     Returns:
@@ -206,7 +206,8 @@ class MediaFile:
         if not Path(path).is_file():
             raise MediaError(path, "missing", "no such file")
         try:
-            self._container = self._av.open(self.path, metadata_errors="replace")
+            # An absolute path: FFmpeg would take what stands before a colon in a name for a protocol.
+            self._container = self._av.open(str(Path(path).absolute()), metadata_errors="replace")
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         streams = self._container.streams
