@@ -52,12 +52,13 @@ def lean(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def sums(x: Tensor) -> tuple[Tensor, ...]:
-    """Shifted sums: the form torch.compile fuses into one pass."""
+    """Shifted sums per sample, then over samples: what torch.compile fuses into one pass, and exact enough."""
     first = x[:1, :, :1, :1].float()
     shifted = x.float() - first
     count = x.numel() // x.shape[1]
-    offset = shifted.sum(DIMS) / count
-    return (first.flatten() + offset, (shifted * shifted).sum(DIMS) / count - offset * offset, *_silence(x))
+    offset = shifted.sum((2, 3)).sum(0) / count
+    variance = (shifted * shifted).sum((2, 3)).sum(0) / count - offset * offset
+    return (first.flatten() + offset, variance, *_silence(x))
 
 
 def update_stats(x: Tensor) -> tuple[Tensor, ...]:

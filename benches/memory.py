@@ -12,27 +12,26 @@ from typing import Any
 
 import torch
 
-#: The kernel counts resident pages in per-thread batches: a resident figure below this is not to be trusted.
-RESIDENT_GRAIN = 512 * 1024
+#: The kernel counts resident pages in per-thread batches: that figure is off by some hundred KiB either way.
+EXACT_BELOW = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Peak:
     """Bytes above what was held before the call, outputs included.
 
-    ``resident`` is the high-water mark of the process (CPU) or of torch's caching allocator (CUDA): it sees
-    everything, in coarse grains. ``allocated`` is the exact peak of tensor storage, which sees only tensors.
+    ``resident`` is the high-water mark of the process (CPU, None where Linux does not let us reset it) or of
+    torch's caching allocator (CUDA); it sees everything. ``allocated`` is the exact peak of tensor storage,
+    which sees only tensors; it is measured where the resident figure is too coarse, and None elsewhere.
     """
 
     resident: int | None
-    allocated: int
+    allocated: int | None
 
     @property
     def bytes(self) -> int:
-        """The larger of the two; the exact figure alone where the coarse one is within its grain."""
-        if self.resident is None or self.resident < RESIDENT_GRAIN:
-            return self.allocated
-        return max(self.resident, self.allocated)
+        """The figure to report."""
+        return self.resident if self.allocated is None else self.allocated
 
 
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> Peak:
@@ -40,7 +39,9 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> Peak:
     call()
     if torch.device(device).type == "cuda":
         return _cuda_peak(call)
-    return Peak(_resident_peak(call), _allocated_peak(call))
+    resident = _resident_peak(call)
+    coarse = resident is None or resident < EXACT_BELOW
+    return Peak(resident, _allocated_peak(call) if coarse else None)
 
 
 def _cuda_peak(call: Callable[[], Any]) -> Peak:
@@ -52,7 +53,7 @@ def _cuda_peak(call: Callable[[], Any]) -> Peak:
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     del result
-    return Peak(peak, peak)
+    return Peak(peak, None)
 
 
 def _resident_peak(call: Callable[[], Any]) -> int | None:

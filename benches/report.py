@@ -79,9 +79,7 @@ def title(record: dict) -> str:
 
 
 def record_table(record: dict) -> str:
-    """One record as Markdown: every candidate, the ones that did not run included."""
-    if "candidates" not in record:
-        return overhead_table([record])
+    """One record as Markdown: every candidate asked for, those that did not run with the reason."""
     lines = [f"### {title(record)}", "", headline(record) + ".", ""]
     if not record["publishable"]:
         lines += [f"**Not for publication:** {'; '.join(record['not_for_publication'])}.", ""]
@@ -89,7 +87,9 @@ def record_table(record: dict) -> str:
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),
     ]
-    lines += [_row(candidate, record) for candidate in record["candidates"]]
+    lines += [
+        _row(candidate, record) for candidate in record["candidates"] if candidate["status"] != "left out"
+    ]
     if record["noise_floor"] is not None:
         lines += [
             "",

@@ -32,9 +32,9 @@ def measure(
     compile: bool = True,
     slow: bool = False,
     match: str = "",
-    tell: Callable[[dict], None] = lambda record: None,
+    tell: Callable[[dict | list], None] = lambda record: None,
 ) -> dict:
-    """Run benches and return what goes into the JSON file. ``tell`` gets every record as it is complete."""
+    """Run benches and return what goes into the JSON file. ``tell`` gets every record as it comes."""
     counts = sorted(set(threads or (1, machine.cores())))
     modules = [
         registry.load(name) for name in names or registry.BENCHES
@@ -58,7 +58,9 @@ def measure(
 
     for module in modules:
         if hasattr(module, "measure"):
-            results["overhead"] += _told(module.measure(device=device, rounds=rounds), tell)
+            rows = module.measure(device=device, rounds=rounds)
+            results["overhead"] += rows
+            tell(rows)
             continue
         for count, case in _plan(module, device, counts, match):
             protocol = Protocol(
@@ -75,12 +77,6 @@ def _plan(module, device: str, counts: Sequence[int], match: str) -> Iterator:
         if match in case.key:
             for count in counts:
                 yield count, case
-
-
-def _told(records: list[dict], tell: Callable[[dict], None]) -> list[dict]:
-    for record in records:
-        tell(record)
-    return records
 
 
 def save(results: dict, path: str | os.PathLike) -> None:
@@ -120,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in registry.BENCHES:
             parser.error(f"unknown bench {name!r}: expected any of {', '.join(registry.BENCHES)}")
 
-    from .report import record_table
+    from .report import overhead_table, record_table
+
+    def show(record: dict | list) -> None:
+        print(overhead_table(record) if isinstance(record, list) else record_table(record), flush=True)
 
     results = measure(
         chosen.names,
@@ -131,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compile=not chosen.no_compile,
         slow=chosen.slow,
         match=chosen.match,
-        tell=lambda record: print(record_table(record), flush=True),
+        tell=show,
     )
     if chosen.json:
         save(results, chosen.json)
