@@ -1,0 +1,45 @@
+// The ops as the dispatcher calls them, for both devices; schemas in avfast/ops/.
+#pragma once
+
+#include <tuple>
+
+#include "tensor_utils.h"
+
+namespace avfast {
+
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Tensors4 channel_stats_fwd(Tensor x, double dead_threshold);
+
+Tensors4 bn_scan(
+    std::vector<Tensor> weight, std::vector<Tensor> bias, std::vector<Tensor> running_mean, std::vector<Tensor> running_var,
+    double threshold);
+int64_t bn_scan_plan(
+    std::vector<Tensor> weight, std::vector<Tensor> bias, std::vector<Tensor> running_mean, std::vector<Tensor> running_var);
+Tensors4 bn_scan_planned(Tensor anchor, int64_t plan, double threshold);
+void bn_scan_release(Tensor anchor, int64_t plan);
+
+Tensors3 blended_bn_fwd(
+    Tensor x, Tensor weight, Tensor bias, Tensor new_weight, Tensor new_bias, Tensor alpha, double eps, bool relu);
+Tensors6 blended_bn_bwd(
+    Tensor grad, Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, Tensor new_weight, Tensor new_bias,
+    Tensor alpha, double eps, bool relu);
+
+Tensor channel_affine_fwd(Tensor x, Tensor scale, Tensor shift, bool relu);
+Tensors3 channel_affine_bwd(Tensor grad, Tensor x, Tensor scale, Tensor shift, bool relu);
+
+}  // namespace avfast
+
+// What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
+#define AVFAST_REGISTER_OPS(m)                                     \
+  m.impl("channel_stats_fwd", TORCH_BOX(&avfast::channel_stats_fwd));   \
+  m.impl("bn_scan", TORCH_BOX(&avfast::bn_scan));                       \
+  m.impl("bn_scan_plan", TORCH_BOX(&avfast::bn_scan_plan));             \
+  m.impl("bn_scan_planned", TORCH_BOX(&avfast::bn_scan_planned));       \
+  m.impl("bn_scan_release", TORCH_BOX(&avfast::bn_scan_release));       \
+  m.impl("blended_bn_fwd", TORCH_BOX(&avfast::blended_bn_fwd));         \
+  m.impl("blended_bn_bwd", TORCH_BOX(&avfast::blended_bn_bwd));         \
+  m.impl("channel_affine_fwd", TORCH_BOX(&avfast::channel_affine_fwd)); \
+  m.impl("channel_affine_bwd", TORCH_BOX(&avfast::channel_affine_bwd))

@@ -1,0 +1,240 @@
+// y = act(scale (x - center) + shift) per channel, and the sums its backward needs.
+//
+// Blended batch norm is this with center = batch mean; channel_affine is this with center = 0. The sign of y, which the
+// ReLU's backward needs, is recomputed from x by the same expression: nothing but x is kept.
+
+template <typename A>
+struct Affine {
+  A center, scale, shift;
+};
+
+template <bool RELU, typename A>
+inline V<A> affine_value(V<A> x, V<A> center, V<A> scale, V<A> shift) {
+  const V<A> y = (x - center) * scale + shift;
+  // Written so that NaN passes through, as torch's relu lets it.
+  if constexpr (RELU) return select<A>(y < splat(A(0)), V<A>{}, y);
+  return y;
+}
+
+template <bool RELU, typename A>
+inline V<A> masked_grad(V<A> g, V<A> x, V<A> center, V<A> scale, V<A> shift) {
+  if constexpr (RELU) return select<A>((x - center) * scale + shift > splat(A(0)), g, V<A>{});
+  return g;
+}
+
+// dx = grad_scale * g' + slope * (x - center) + offset
+template <typename A>
+struct InputGrad {
+  A grad_scale, slope, offset;
+};
+
+struct GradSums {
+  double grad = 0, grad_x = 0;  // sum of g' and of g' (x - center)
+};
+
+// ------------------------------------------------------------------------------------------------- rows
+
+template <bool RELU, typename T>
+inline void affine_row(const T* x, T* y, int64_t n, const Affine<Acc<T>>& f) {
+  using A = Acc<T>;
+  const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
+  int64_t i = 0;
+  for (; i + lanes_of<A> <= n; i += lanes_of<A>) store(y + i, affine_value<RELU, A>(load(x + i), center, scale, shift));
+  if (i < n) store_part(y + i, affine_value<RELU, A>(load_part(x + i, n - i, A(0)), center, scale, shift), n - i);
+}
+
+template <bool RELU, typename T>
+inline void grad_sums_row(const T* grad, const T* x, int64_t n, const Affine<Acc<T>>& f, GradSums* out) {
+  using A = Acc<T>;
+  const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
+  for (int64_t start = 0; start < n; start += run_elements) {
+    const int64_t stop = std::min(n, start + run_elements);
+    V<A> sg[4] = {}, sx[4] = {};
+    auto take = [&](int u, V<A> g, V<A> v) {
+      const V<A> m = masked_grad<RELU, A>(g, v, center, scale, shift);
+      sg[u] += m;
+      sx[u] += m * (v - center);
+    };
+    int64_t i = start;
+    for (; i + 4 * lanes_of<A> <= stop; i += 4 * lanes_of<A>)
+      for (int u = 0; u < 4; ++u) take(u, load(grad + i + u * lanes_of<A>), load(x + i + u * lanes_of<A>));
+    for (; i + lanes_of<A> <= stop; i += lanes_of<A>) take(0, load(grad + i), load(x + i));
+    if (i < stop) take(1, load_part(grad + i, stop - i, A(0)), load_part(x + i, stop - i, A(0)));
+    out->grad += double(sum_lanes<A>((sg[0] + sg[1]) + (sg[2] + sg[3])));
+    out->grad_x += double(sum_lanes<A>((sx[0] + sx[1]) + (sx[2] + sx[3])));
+  }
+}
+
+template <bool RELU, typename T>
+inline void input_grad_row(
+    const T* grad, const T* x, T* dx, int64_t n, const Affine<Acc<T>>& f, const InputGrad<Acc<T>>& d) {
+  using A = Acc<T>;
+  const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
+  auto value = [&](V<A> g, V<A> v) {
+    return masked_grad<RELU, A>(g, v, center, scale, shift) * d.grad_scale + ((v - center) * d.slope + d.offset);
+  };
+  int64_t i = 0;
+  for (; i + lanes_of<A> <= n; i += lanes_of<A>) store(dx + i, value(load(grad + i), load(x + i)));
+  if (i < n) store_part(dx + i, value(load_part(grad + i, n - i, A(0)), load_part(x + i, n - i, A(0))), n - i);
+}
+
+// ------------------------------------------------------------------------------------------------ lanes
+// Per-channel factors come as arrays: Affine[3][C] and InputGrad[3][C], in the order of the structs' members.
+
+template <bool RELU, typename T>
+inline void affine_lanes(const T* x, T* y, int64_t positions, int64_t c, const Acc<T>* f) {
+  using A = Acc<T>;
+  for (int64_t s = 0; s < positions; ++s, x += c, y += c)
+    for_lanes<A>(c, [&](int64_t j, int64_t n) {
+      const V<A> v = affine_value<RELU, A>(
+          load_n(x + j, n), load_n(f + j, n), load_n(f + c + j, n), load_n(f + 2 * c + j, n));
+      store_n(y + j, v, n);
+    });
+}
+
+template <bool RELU, typename T>
+inline void grad_sums_lanes(const T* grad, const T* x, int64_t positions, int64_t c, const Acc<T>* f, GradSums* out) {
+  using A = Acc<T>;
+  for_lanes<A>(c, [&](int64_t j, int64_t n) {
+    const V<A> center = load_n(f + j, n), scale = load_n(f + c + j, n), shift = load_n(f + 2 * c + j, n);
+    V<A> sg = {}, sx = {};
+    for (int64_t s = 0; s < positions; ++s) {
+      const V<A> v = load_n(x + s * c + j, n);
+      const V<A> m = masked_grad<RELU, A>(load_n(grad + s * c + j, n), v, center, scale, shift);
+      sg += m;
+      sx += m * (v - center);
+    }
+    for (int64_t k = 0; k < n; ++k) out[j + k] = {double(sg[k]), double(sx[k])};
+  });
+}
+
+template <bool RELU, typename T>
+inline void input_grad_lanes(
+    const T* grad, const T* x, T* dx, int64_t positions, int64_t c, const Acc<T>* f, const Acc<T>* d) {
+  using A = Acc<T>;
+  for (int64_t s = 0; s < positions; ++s, grad += c, x += c, dx += c)
+    for_lanes<A>(c, [&](int64_t j, int64_t n) {
+      const V<A> v = load_n(x + j, n), center = load_n(f + j, n);
+      const V<A> m = masked_grad<RELU, A>(load_n(grad + j, n), v, center, load_n(f + c + j, n), load_n(f + 2 * c + j, n));
+      const V<A> slope = load_n(d + c + j, n), offset = load_n(d + 2 * c + j, n);
+      store_n(dx + j, m * load_n(d + j, n) + ((v - center) * slope + offset), n);
+    });
+}
+
+// Positions in blocks, for the two lane kernels that have no sums to combine.
+template <typename F>
+inline void for_position_blocks(const Activation& a, const Parallel& parallel, F&& body) {
+  const int64_t total = a.samples * a.positions;
+  const int64_t blocks = (total + lane_block_positions - 1) / lane_block_positions;
+  for_tasks(parallel, blocks, a.numel(), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * lane_block_positions, last = std::min(end * lane_block_positions, total);
+    body(first * a.channels, last - first);
+  });
+}
+
+template <bool RELU, typename T>
+inline void all_grad_sums_lanes(
+    const Activation& a, const T* grad, const T* x, const Acc<T>* f, const Parallel& parallel, GradSums* out) {
+  const int64_t c = a.channels, total = a.samples * a.positions;
+  const int64_t blocks = (total + lane_block_positions - 1) / lane_block_positions;
+  Scratch<GradSums> parts(blocks * c);
+  for_tasks(parallel, blocks, a.numel(), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t at = b * lane_block_positions, n = std::min(lane_block_positions, total - at);
+      grad_sums_lanes<RELU>(grad + at * c, x + at * c, n, c, f, parts.data + b * c);
+    }
+  });
+  for (int64_t j = 0; j < c; ++j) {
+    out[j] = {};
+    for (int64_t b = 0; b < blocks; ++b) {
+      out[j].grad += parts[b * c + j].grad;
+      out[j].grad_x += parts[b * c + j].grad_x;
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------------- launchers
+
+template <typename F>
+inline void with_relu(bool relu, F&& f) {
+  if (relu) f(std::true_type{});
+  else f(std::false_type{});
+}
+
+inline void channel_affine_fwd_cpu(const ChannelAffineFwdArgs& args, const Parallel& parallel) {
+  with_type(args.x.dtype, [&](auto type) {
+    with_relu(args.relu, [&](auto relu) {
+      using T = decltype(type);
+      using A = Acc<T>;
+      constexpr bool RELU = decltype(relu)::value;
+      const Activation& a = args.x;
+      const T* x = static_cast<const T*>(args.data);
+      T* y = static_cast<T*>(args.y);
+      const A* scale = static_cast<const A*>(args.scale);
+      const A* shift = static_cast<const A*>(args.shift);
+      if (a.order == Activation::rows) {
+        for_tasks(parallel, a.samples * a.channels, a.numel(), [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) {
+            const int64_t c = r % a.channels;
+            affine_row<RELU>(x + r * a.positions, y + r * a.positions, a.positions, {A(0), scale[c], shift[c]});
+          }
+        });
+      } else {
+        Scratch<A> f(3 * a.channels);
+        std::copy(scale, scale + a.channels, f.data + a.channels);
+        std::copy(shift, shift + a.channels, f.data + 2 * a.channels);
+        for_position_blocks(a, parallel, [&](int64_t at, int64_t n) {
+          affine_lanes<RELU>(x + at, y + at, n, a.channels, f.data);
+        });
+      }
+    });
+  });
+}
+
+inline void channel_affine_bwd_cpu(const ChannelAffineBwdArgs& args, const Parallel& parallel) {
+  with_type(args.x.dtype, [&](auto type) {
+    with_relu(args.relu, [&](auto relu) {
+      using T = decltype(type);
+      using A = Acc<T>;
+      constexpr bool RELU = decltype(relu)::value;
+      const Activation& a = args.x;
+      const T* x = static_cast<const T*>(args.data);
+      const T* grad = static_cast<const T*>(args.grad);
+      T* dx = static_cast<T*>(args.dx);
+      const A* scale = static_cast<const A*>(args.scale);
+      const A* shift = static_cast<const A*>(args.shift);
+      A* dscale = static_cast<A*>(args.dscale);
+      A* dshift = static_cast<A*>(args.dshift);
+      if (a.order == Activation::rows) {
+        for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
+          for (int64_t c = begin; c < end; ++c) {
+            const Affine<A> f{A(0), scale[c], shift[c]};
+            GradSums sums;
+            for (int64_t n = 0; n < a.samples; ++n) {
+              const int64_t at = (n * a.channels + c) * a.positions;
+              grad_sums_row<RELU>(grad + at, x + at, a.positions, f, &sums);
+              input_grad_row<RELU>(grad + at, x + at, dx + at, a.positions, f, {scale[c], A(0), A(0)});
+            }
+            dscale[c] = A(sums.grad_x);
+            dshift[c] = A(sums.grad);
+          }
+        });
+        return;
+      }
+      const int64_t c = a.channels;
+      Scratch<A> f(3 * c), d(3 * c);
+      std::copy(scale, scale + c, f.data + c);
+      std::copy(shift, shift + c, f.data + 2 * c);
+      std::copy(scale, scale + c, d.data);
+      Scratch<GradSums> sums(c);
+      all_grad_sums_lanes<RELU>(a, grad, x, f.data, parallel, sums.data);
+      for (int64_t j = 0; j < c; ++j) {
+        dscale[j] = A(sums[j].grad_x);
+        dshift[j] = A(sums[j].grad);
+      }
+      for_position_blocks(a, parallel, [&](int64_t at, int64_t n) {
+        input_grad_lanes<RELU>(grad + at, x + at, dx + at, n, c, f.data, d.data);
+      });
+    });
+  });
+}

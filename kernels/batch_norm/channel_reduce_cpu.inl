@@ -1,0 +1,162 @@
+// Per-channel sums over an activation, the part every batch-norm kernel shares.
+//
+// Work is cut by shape alone, so the bits of a result do not depend on the number of threads:
+//   rows  [N, C, S]  one task per channel (or per part of a channel, when there are few channels)
+//   lanes [N, S, C]  one task per block of positions; partial sums combined in block order
+// Inside a run of at most `run_elements` values (4096 with AVX-512) sums are float lanes; runs are combined in double.
+
+constexpr int64_t run_elements = 64 * AVFAST_VECTOR_BYTES;  // each of the 4 x lanes partial sums is at most 64 long
+constexpr int64_t lane_block_positions = 256;
+
+// Heap scratch of one call. (std::vector would instantiate library code under this instruction set.)
+template <typename T>
+struct Scratch {
+  T* data;
+  explicit Scratch(int64_t n) : data(static_cast<T*>(std::calloc(size_t(std::max<int64_t>(n, 1)), sizeof(T)))) {}
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T& operator[](int64_t i) { return data[i]; }
+};
+
+// Mean and sum of squared deviations of n values, mergeable by Chan's formula.
+struct Moments {
+  double n = 0, mean = 0, m2 = 0;
+
+  // Adds n values given the sums of (x - shift) and (x - shift)^2.
+  void add(double count, double shift, double sum, double squares) {
+    const double delta = sum / count;
+    double deviations = squares - sum * delta;
+    if (deviations < 0) deviations = 0;  // rounding; written so that NaN stays NaN
+    merge({count, shift + delta, deviations});
+  }
+  void merge(const Moments& other) {
+    if (other.n == 0) return;
+    const double total = n + other.n, gap = other.mean - mean;
+    mean += gap * (other.n / total);
+    m2 += other.m2 + gap * gap * (n * other.n / total);
+    n = total;
+  }
+  double var() const { return n > 0 ? m2 / n : std::numeric_limits<double>::quiet_NaN(); }
+};
+
+template <typename A>
+struct RunSums {
+  double sum = 0, squares = 0;
+  int64_t zeros = 0;
+};
+
+// Sums over one contiguous run of n <= run_elements values; four independent vectors hide the latency of the adds.
+// COUNT is off where nobody asks for zeros.
+template <bool COUNT, typename T>
+inline RunSums<Acc<T>> sum_run(const T* x, int64_t n, Acc<T> shift, typename Vec<Acc<T>>::bits limit) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = lanes_of<A>;
+  const V<A> k = splat(shift);
+  V<A> s[4] = {}, q[4] = {};
+  M<A> z[4] = {};
+  auto take = [&](int u, V<A> v) {
+    const V<A> d = v - k;
+    s[u] += d;
+    q[u] += d * d;
+    if constexpr (COUNT) z[u] -= at_most<A>(v, limit);
+  };
+  int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes)
+    for (int u = 0; u < 4; ++u) take(u, load(x + i + u * lanes));
+  for (; i + lanes <= n; i += lanes) take(0, load(x + i));
+  RunSums<A> out;
+  if (i < n) {
+    // Padding with the shift adds nothing to the sums, but may look like zeros: counted out again.
+    const V<A> tail = load_part(x + i, n - i, shift);
+    take(1, tail);
+    if constexpr (COUNT) out.zeros -= (lanes - (n - i)) * -int64_t(at_most<A>(k, limit)[0]);
+  }
+  out.sum = double(sum_lanes<A>((s[0] + s[1]) + (s[2] + s[3])));
+  out.squares = double(sum_lanes<A>((q[0] + q[1]) + (q[2] + q[3])));
+  if constexpr (COUNT) out.zeros += count_lanes<A>((z[0] + z[1]) + (z[2] + z[3]));
+  return out;
+}
+
+// A shift close to the data keeps the one-pass variance safe: the mean of the first few values.
+template <typename T>
+inline Acc<T> first_shift(const T* x, int64_t n) {
+  Acc<T> total = 0;
+  const int64_t m = std::min<int64_t>(n, 16);
+  for (int64_t i = 0; i < m; ++i) total += to_float(x[i]);
+  return m ? total / Acc<T>(m) : Acc<T>(0);
+}
+
+template <typename A>
+inline A finite_or_zero(double x) {
+  return std::isfinite(x) ? A(x) : A(0);
+}
+
+struct ChannelSums {
+  Moments moments;
+  int64_t zeros = 0, dead = 0;
+};
+
+// One channel of [N, C, S], samples [first, last): each sample's S values are one contiguous row.
+template <bool COUNT, typename T>
+inline ChannelSums reduce_rows(
+    const T* x, const Activation& a, int64_t channel, int64_t first, int64_t last, typename Vec<Acc<T>>::bits limit) {
+  ChannelSums out;
+  for (int64_t n = first; n < last; ++n) {
+    const T* row = x + (n * a.channels + channel) * a.positions;
+    int64_t zeros = 0;
+    for (int64_t i = 0; i < a.positions; i += run_elements) {
+      const int64_t m = std::min(run_elements, a.positions - i);
+      const auto shift =
+          out.moments.n ? finite_or_zero<Acc<T>>(out.moments.mean) : finite_or_zero<Acc<T>>(first_shift(row + i, m));
+      const auto run = sum_run<COUNT>(row + i, m, shift, limit);
+      out.moments.add(double(m), double(shift), run.sum, run.squares);
+      zeros += run.zeros;
+    }
+    out.zeros += zeros;
+    out.dead += COUNT && zeros == a.positions && a.positions > 0;
+  }
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------ lanes
+
+// How [N, S, C] is cut: blocks of whole samples where samples are short, parts of one sample where they are long.
+struct LaneBlocks {
+  int64_t samples_per_block, blocks_per_sample, count, positions_per_block;
+
+  explicit LaneBlocks(const Activation& a) {
+    const int64_t s = std::max<int64_t>(a.positions, 1);
+    samples_per_block = std::max<int64_t>(lane_block_positions / s, 1);
+    blocks_per_sample = samples_per_block > 1 ? 1 : (s + lane_block_positions - 1) / lane_block_positions;
+    positions_per_block = (s + blocks_per_sample - 1) / blocks_per_sample;
+    const int64_t groups = (a.samples + samples_per_block - 1) / samples_per_block;
+    count = a.positions == 0 ? 0 : groups * blocks_per_sample;
+  }
+  // Samples [first, last) and, inside each, positions [begin, end).
+  void range(const Activation& a, int64_t block, int64_t* first, int64_t* last, int64_t* begin, int64_t* end) const {
+    *first = block / blocks_per_sample * samples_per_block;
+    *last = std::min(*first + samples_per_block, a.samples);
+    *begin = block % blocks_per_sample * positions_per_block;
+    *end = std::min(*begin + positions_per_block, a.positions);
+  }
+};
+
+// Calls f(j, n) for each register of channels: n lanes starting at channel j.
+template <typename A, typename F>
+inline void for_lanes(int64_t channels, F&& f) {
+  int64_t j = 0;
+  for (; j + lanes_of<A> <= channels; j += lanes_of<A>) f(j, lanes_of<A>);
+  if (j < channels) f(j, channels - j);
+}
+
+template <typename T>
+inline V<Acc<T>> load_n(const T* p, int64_t n) {
+  return n == lanes_of<Acc<T>> ? load(p) : load_part(p, n, Acc<T>(0));
+}
+
+template <typename T>
+inline void store_n(T* p, V<Acc<T>> v, int64_t n) {
+  if (n == lanes_of<Acc<T>>) store(p, v);
+  else store_part(p, v, n);
+}

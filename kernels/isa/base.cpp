@@ -1,0 +1,20 @@
+// CPU kernels for any x86-64 (SSE2), and for every other processor.
+// Standard headers come before the pragma: code compiled under it must not be the copy the linker keeps for everyone.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "table.h"
+
+#define AVFAST_VECTOR_BYTES 16
+namespace avfast::isa_base {
+#include "bodies.inl"
+}
+const avfast::KernelTable& avfast::base_table() {
+  static const KernelTable table = isa_base::make_table("base");
+  return table;
+}

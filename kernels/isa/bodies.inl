@@ -1,0 +1,19 @@
+// Every CPU body and the table that names them; included inside one instruction set's namespace.
+#include "../common/simd.inl"
+#include "../batch_norm/bn_scan_cpu.inl"
+#include "../batch_norm/channel_reduce_cpu.inl"
+#include "../batch_norm/channel_stats_cpu.inl"
+#include "../batch_norm/channel_affine_cpu.inl"
+#include "../batch_norm/blended_bn_cpu.inl"
+
+inline KernelTable make_table(const char* isa) {
+  return {
+      isa,
+      bn_scan_cpu,
+      channel_stats_cpu,
+      blended_bn_fwd_cpu,
+      blended_bn_bwd_cpu,
+      channel_affine_fwd_cpu,
+      channel_affine_bwd_cpu,
+  };
+}

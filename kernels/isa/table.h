@@ -1,0 +1,28 @@
+// One table of CPU launchers per instruction set; csrc picks one at run time.
+#pragma once
+
+#include "../batch_norm/batch_norm.h"
+
+namespace avfast {
+
+struct KernelTable {
+  const char* isa;  // "base", "avx2", "avx512"
+  void (*bn_scan)(const BnScanArgs&, const Parallel&);
+  void (*channel_stats)(const ChannelStatsArgs&, const Parallel&);
+  void (*blended_bn_fwd)(const BlendedBnFwdArgs&, const Parallel&);
+  void (*blended_bn_bwd)(const BlendedBnBwdArgs&, const Parallel&);
+  void (*channel_affine_fwd)(const ChannelAffineFwdArgs&, const Parallel&);
+  void (*channel_affine_bwd)(const ChannelAffineBwdArgs&, const Parallel&);
+};
+
+const KernelTable& base_table();
+const KernelTable& avx2_table();
+const KernelTable& avx512_table();
+
+// The table in use: the best this machine has, unless force_isa chose another.
+const KernelTable& kernels();
+// nullptr or "" returns to the best. False if this machine cannot run that set, or there is no such set.
+bool force_isa(const char* name);
+bool machine_has_isa(const char* name);
+
+}  // namespace avfast
