@@ -1,0 +1,49 @@
+"""avfast: fused, exact ops and working recipes for audio-visual and self-supervised pre-training.
+
+Ops are functions here and modules in :mod:`avfast.nn`, with the same argument names. The compiled library is loaded
+once, if it was built; without it every op computes through its plain PyTorch reference, and ``avfast env`` says so.
+"""
+
+from __future__ import annotations
+
+from . import backends as _backends
+from .backends import explain, set_backend, use_backend
+from .ops.blended_batch_norm import blended_batch_norm
+from .ops.bn_scan import Scan as _Scan  # noqa: F401  (registers the op)
+from .ops.channel_affine import channel_affine
+from .ops.channel_stats import ChannelStats, channel_stats
+from .ops.info_nce import info_nce
+
+__version__ = "0.1.0"
+
+_backends.initialise()
+
+from . import nn  # noqa: E402
+from .nn import (  # noqa: E402
+    BatchNormReport,
+    ScanPlan,
+    convert_abri,
+    fold_abri,
+    reset_batchnorm,
+    scan_batchnorm,
+    watch_channels,
+)
+
+__all__ = [
+    "BatchNormReport",
+    "ChannelStats",
+    "ScanPlan",
+    "blended_batch_norm",
+    "channel_affine",
+    "channel_stats",
+    "convert_abri",
+    "explain",
+    "fold_abri",
+    "info_nce",
+    "nn",
+    "reset_batchnorm",
+    "scan_batchnorm",
+    "set_backend",
+    "use_backend",
+    "watch_channels",
+]

@@ -1,0 +1,41 @@
+"""Errors a user can act on.
+
+Ops raise ``ValueError`` and ``TypeError`` like any tensor function. Everything around them (data, configuration,
+checkpoints, backends) raises a child of :class:`AvfastError`; the command line prints its message and exits with
+status 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class AvfastError(Exception):
+    """Base of all errors that describe something the user can change."""
+
+
+class BackendError(AvfastError, RuntimeError):
+    """A backend was asked for by name and cannot run; the message is the reason."""
+
+
+class ConfigError(AvfastError, ValueError):
+    """A recipe, option or value is unknown or out of range."""
+
+
+class DataError(AvfastError, ValueError):
+    """A file, folder or manifest cannot be used; the message names it."""
+
+
+class CheckpointError(AvfastError, RuntimeError):
+    """A checkpoint is missing, damaged or belongs to another configuration."""
+
+
+class MissingDependency(AvfastError, ImportError):
+    """An optional library is not installed or does not import.
+
+    >>> str(MissingDependency("av", extra="train", purpose="reading media files"))
+    "reading media files needs the package 'av': pip install 'avfast[train]'"
+    """
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'avfast[{extra}]'")
+        self.package = package
+        self.extra = extra

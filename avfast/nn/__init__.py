@@ -1,0 +1,21 @@
+"""Modules over the ops, and functions over whole models. Argument names are those of the functions."""
+
+from .abri import convert_abri, fold_abri, reset_batchnorm
+from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
+from .bn_report import BatchNormReport
+from .bn_scan import ScanPlan, scan_batchnorm
+from .watch import ChannelWatch, watch_channels
+
+__all__ = [
+    "AdaptiveBatchNorm1d",
+    "AdaptiveBatchNorm2d",
+    "AdaptiveBatchNorm3d",
+    "BatchNormReport",
+    "ChannelWatch",
+    "ScanPlan",
+    "convert_abri",
+    "fold_abri",
+    "reset_batchnorm",
+    "scan_batchnorm",
+    "watch_channels",
+]

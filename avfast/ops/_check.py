@@ -1,0 +1,46 @@
+"""Argument checks in one message style: ``avfast.op: argument: expected ..., got ...``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def fail(op: str, argument: str, expected: str, got: object, kind: type[Exception] = ValueError) -> None:
+    raise kind(f"avfast.{op}: {argument}: expected {expected}, got {got}")
+
+
+def floating(op: str, argument: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        fail(op, argument, "a tensor", type(x).__name__, TypeError)
+    if x.dtype not in FLOATS:
+        fail(op, argument, "a floating-point tensor", x.dtype, TypeError)
+    if x.layout is not torch.strided:
+        fail(op, argument, "a strided tensor", x.layout, TypeError)
+
+
+def one_of(op: str, argument: str, value: object, options: tuple[object, ...]) -> None:
+    if value not in options:
+        fail(op, argument, "one of " + ", ".join(map(repr, options)), repr(value))
+
+
+def number(op: str, argument: str, value: object, *, above: float = -math.inf, at_least: float = -math.inf) -> None:
+    """A finite Python number above (or at least) a bound."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        fail(op, argument, "a number", type(value).__name__, TypeError)
+    if not math.isfinite(value) or value <= above or value < at_least:
+        bound = f" > {above:g}" if above > -math.inf else f" >= {at_least:g}" if at_least > -math.inf else ""
+        fail(op, argument, f"a finite number{bound}", value)
+
+
+def vector(op: str, argument: str, x: object, length: int, like: Tensor) -> None:
+    """A floating [length] tensor on the device of ``like``."""
+    floating(op, argument, x)
+    if tuple(x.shape) != (length,):
+        fail(op, argument, f"shape ({length},)", tuple(x.shape))
+    if x.device != like.device:
+        fail(op, argument, f"a tensor on {like.device}", x.device)

@@ -1,0 +1,80 @@
+"""Collectives with a gradient, in the convention of this package.
+
+Convention: each process returns the loss of its own rows; DDP then averages gradients over processes. With gathered
+negatives the gradient of the global mean loss with respect to one process's features is the *sum*, over processes, of
+what each process's loss sends back to them, divided by the world size: reduce-scatter (sum) here, average in DDP.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """(rank, size); (0, 1) when ``torch.distributed`` is not initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        rank, size = world(ctx.group)
+        grad = grad.contiguous()
+        # gloo has no reduce-scatter, so sum everything and keep this process's rows.
+        dist.all_reduce(grad, group=ctx.group)
+        return grad.chunk(size)[rank], None
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _AllReduceSum.apply(grad, ctx.group), None
+
+
+def all_reduce_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum over processes; backward sums the gradients over processes too."""
+    return _AllReduceSum.apply(x, group)
+
+
+def gather_with_gradient(x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[int, Tensor]:
+    """Rows of every process, concatenated by rank, and the offset of this process's rows in them."""
+    rank, size = world(group)
+    if size == 1:
+        return 0, x
+    return rank * len(x), _Gather.apply(x, group)
+
+
+@functools.cache
+def _warn_once(name: str, size: int) -> None:
+    warnings.warn(
+        f"avfast.{name}: {size} processes are running but gather=False: negatives come from this process only",
+        stacklevel=4,
+    )
+
+
+def warn_if_not_gathering(name: str) -> None:
+    if not torch.compiler.is_compiling():
+        _, size = world()
+        if size > 1:
+            _warn_once(name, size)
