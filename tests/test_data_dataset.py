@@ -197,7 +197,24 @@ def test_a_deleted_file_is_reported_as_missing(tmp_path):
     assert [e["cause"] for e in batch["errors"]] == ["missing"] and len(batch["id"]) == 3
 
 
+def test_leaving_an_epoch_early_with_workers(source):
+    """What workers had prepared ahead of the break must not turn up in the next epoch."""
+    dataset = ClipDataset(source, train=True, **SETTINGS)
+    expected = batches(dataset, epochs=2)
+    sampler = EpochSampler(len(dataset), seed=5, batch_size=4)
+    loader = build_loader(dataset, sampler, workers=1)
+    for step, batch in enumerate(loader):
+        assert batch["id"] == expected[step]["id"]
+        if step == 1:
+            break
+    sampler.set_position(1, 0)
+    assert_same(list(loader), expected[len(expected) // 2 :])
+    assert sampler.state_dict() == {"epoch": 2, "step": 0}
+
+
 def test_bad_arguments(source):
+    with pytest.raises(TypeError, match="epoch, index"):
+        ClipDataset(source, train=True, **SETTINGS)[3]
     for change, message in (
         ({"on_error": "ignore"}, "on_error"),
         ({"cache": "disk"}, "cache"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ av = pytest.importorskip("av", reason="reading media needs PyAV")
 
 from avfast.data.demo.encode import OPUS, VP9, write_clip  # noqa: E402
 from avfast.data.media import MediaError, frame_times, probe, read_all, read_clip  # noqa: E402
-from avfast.errors import DataError  # noqa: E402
+from avfast.errors import DataError, MissingDependency  # noqa: E402
 
 FLASH = 2.12
 KINDS = {
@@ -185,8 +189,23 @@ def test_a_colon_in_the_name_is_not_a_protocol(tmp_path, monkeypatch):
     assert probe("at 12:30.mp4").has_video
 
 
+def test_without_pyav_the_error_says_what_to_install(tmp_path, monkeypatch):
+    path = plain_clip(tmp_path / "a.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'avfast\[train\]'"):
+        probe(path)
+
+
+def test_importing_the_data_package_needs_no_extra():
+    code = """
+import sys, avfast.data, avfast.data.scan, avfast.data.commands, avfast.data.frontends
+print(sorted({"av", "rich", "scipy", "sklearn", "PIL", "torchvision", "torchaudio"} & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_files_are_closed_after_errors(tmp_path):
-    import os
 
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"x" * 100)

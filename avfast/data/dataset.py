@@ -101,6 +101,10 @@ class ClipDataset(Dataset):
         return round(self.size[0] * grow), round(self.size[1] * grow)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        if not isinstance(key, tuple):
+            raise TypeError(
+                f"avfast.data.ClipDataset: expected a key (epoch, index) as EpochSampler yields, got {key!r}"
+            )
         epoch, index = key
         errors: list[dict[str, Any]] = []
         for attempt in range(RESAMPLE_TRIES + 1):
@@ -223,13 +227,18 @@ def build_loader(
     """A ``DataLoader`` of batches: ``frames`` uint8 ``[B, T, 3, H, W]``, ``waveform`` ``[B, S]``, ``label``
     and ``index`` int64 ``[B]``, ``id`` and ``errors`` lists.
 
-    Batches do not depend on ``workers``. ``errors`` holds what failed, so counts are kept in the main
-    process.
+    Batches do not depend on ``workers``; workers live as long as the loader and keep their decoded clips.
+    ``errors`` holds what failed, so counts are kept in the main process.
     """
     if sampler.n != len(dataset):
         raise ValueError(
             f"avfast.data.build_loader: sampler: expected one over {len(dataset)} samples, got {sampler.n}"
         )
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, pin_memory=pin_memory
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
     )
