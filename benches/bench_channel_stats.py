@@ -52,7 +52,7 @@ def lean(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def sums(x: Tensor) -> tuple[Tensor, ...]:
-    """Shifted sums per sample, then over samples: what torch.compile fuses into one pass, and exact enough."""
+    """Shifted sums per sample, then over samples: what torch.compile fuses into one pass."""
     first = x[:1, :, :1, :1].float()
     shifted = x.float() - first
     count = x.numel() // x.shape[1]
