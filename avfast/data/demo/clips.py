@@ -87,7 +87,7 @@ def make_demo_clips(
                 "label": f"{photo.name}+{sound.name}",
                 "split": _split(take, takes),
                 "duration": SECONDS,
-                "photo": _credit(photo),
+                "photo": _credit(photo) | {"title": photo.title},
                 "sound": _credit(sound) | {"kind": sound.kind},
                 "seed": [seed, label, take],
                 "crop_path": [[round(float(v), 2) for v in box] for box in boxes],
@@ -97,17 +97,19 @@ def make_demo_clips(
         )
         if progress is not None:
             progress(number + 1, clips)
+    recordings = sum(s.kind == "recording" for s in chosen_sounds)
+    planted = []
+    if faults:
+        planted = plant_faults(root / "faults", root / entries[0]["path"], _render, chosen_photos[0])
     manifest = {
         "generator": "avfast demo-data",
         "recipe": recipe,
         "codecs": {"video": first_codec(H264), "audio": first_codec(AAC)},
-        "media": {"photos": len(chosen_photos),
-                  "recordings": sum(s.kind == "recording" for s in chosen_sounds),
-                  "synthetic": sum(s.kind == "synthetic" for s in chosen_sounds)},
+        "media": {"photos": classes, "recordings": recordings, "synthetic": classes - recordings},
         "notes": notes,
         "clips": entries,
-        "faults": plant_faults(root / "faults", root / entries[0]["path"], _render, chosen_photos[0]) if faults else [],
-    }  # fmt: skip
+        "faults": planted,
+    }
     partial = root / f".{MANIFEST}.part"
     partial.write_text(json.dumps(manifest, indent=1))
     os.replace(partial, root / MANIFEST)
@@ -124,13 +126,10 @@ def honesty_line(manifest: dict[str, Any] | None) -> str:
     if not isinstance(media, dict):
         return "media as given by the user"
     synthetic, total = media["synthetic"], media["synthetic"] + media["recordings"]
-    if not synthetic:
-        sounds = "real recordings"
-    else:
-        sounds = f"SYNTHETIC sounds ({synthetic} of {total})"
+    sounds = f"SYNTHETIC sounds ({synthetic} of {total})" if synthetic else "real recordings"
     return (
-        f"demo data: real pictures, {sounds}; pairing and motion artificial: this shows that the code learns, "
-        "not that a method is good"
+        f"demo data: real pictures, {sounds}; pairing and motion artificial: this shows that the code "
+        "learns, not that a method is good"
     )
 
 
@@ -174,7 +173,7 @@ def _plan(photo: Photo, sound: Sound, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def _excerpt(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two seconds from a random place that is not much quieter than the whole; short recordings are repeated."""
+    """Two seconds from a random place not much quieter than the whole; short recordings are repeated."""
     n = round(SECONDS * RATE)
     if len(wave) < n + RATE:
         wave = np.tile(wave, -(-(n + RATE) // len(wave)))

@@ -150,10 +150,8 @@ def drum(rng: np.random.Generator, n: int) -> np.ndarray:
     """A round membrane: ratios 1, 1.593, 2.136, 2.296, 2.653, with a slap of the stick."""
 
     def beat() -> np.ndarray:
-        body = _modes(
-            np.array([1, 1.593, 2.136, 2.296, 2.653]) * 110, [0.18, 0.1, 0.08, 0.06, 0.05], [1, 0.6, 0.4, 0.3, 0.3],
-            RATE // 2,
-        )  # fmt: skip
+        pitches = 110 * np.array([1, 1.593, 2.136, 2.296, 2.653])
+        body = _modes(pitches, [0.18, 0.1, 0.08, 0.06, 0.05], [1, 0.6, 0.4, 0.3, 0.3], RATE // 2)
         return body + 0.5 * _noise(rng, RATE // 2, 500, 4000) * np.exp(-_time(RATE // 2) / 0.012)
 
     return _scatter(n, ((t, beat() * rng.uniform(0.4, 1)) for t in _times(rng, n, 3.2, 0.6)))

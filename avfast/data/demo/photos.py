@@ -1,4 +1,4 @@
-"""Where the pictures of the demonstration set come from: the user's folder or the photographs shipped here."""
+"""Where the pictures of the demonstration set come from: the user's folder or the photographs here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def folder_photos(folder: Path) -> list[Photo]:
             image = read_photo(path)
         except DataError:
             continue
-        photos.append(Photo(path.stem, image, path.stem, "as given by the user", "user", str(path)))
+        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "-")
+        photos.append(Photo(name, image, path.name, "as given by the user", "user", str(path)))
     return photos
 
 

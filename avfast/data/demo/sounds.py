@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avfast.data.demo.modelled import MODELS, RATE
 from avfast.data.converters import require_av
+from avfast.data.demo.modelled import MODELS, RATE
 from avfast.errors import DataError
 
 EXTENSIONS = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".m4a", ".opus")
