@@ -1,8 +1,8 @@
 """The CUDA kernels of the batch-norm family, executed: compiled for the host and run thread by thread.
 
-tests/cuda_emulator/cuda_runtime.h says what such a run shows: index arithmetic, masks, merges, barriers, workspace
-sizes; nothing about speed. Each launch runs twice, with the threads of a block in opposite orders, and must give the
-same bits. The oracle is avfast.reference in float64.
+tests/cuda_emulator/cuda_runtime.h says what such a run shows: index arithmetic, masks, merges, barriers,
+workspace sizes; nothing about speed. Each launch runs twice, with the threads of a block in opposite orders,
+and must give the same bits. The oracle is avfast.reference in float64.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Workspace:
         self.data = torch.full((nbytes + CANARY,), 0xFF, dtype=torch.uint8)
 
     def check(self):
-        assert (self.data[self.nbytes :] == 0xFF).all(), "the workspace is smaller than what the kernel writes"
+        assert (self.data[self.nbytes :] == 0xFF).all(), (
+            "the workspace is smaller than what the kernel writes"
+        )
 
 
 def accumulation(x):
@@ -131,6 +133,8 @@ def activation(shape, dtype, seed=0):
         x[:, 0] += 100
         x[:, c // 2] = x[:, c // 2].relu()
         x[:: max(n // 2, 1), c - 1] = 0
+        x[-1, c - 1, : s * 3 // 4] = 0  # where maps are cut, some segments are dead and the sample is not
+        x[-1, c - 1, s * 3 // 4 :] = 1
     return x.to(dtype)
 
 
@@ -185,7 +189,8 @@ def test_channel_stats(lib, case, dtype, order):
 
 
 def test_cuts_cover_every_case(lib):
-    """The shapes above reach each branch of the cut; a change of constants that leaves one untested fails here."""
+    """The shapes above reach each branch of the cut; a change of constants that leaves one untested fails
+    here."""
     seen = set()
     for shape in STATS_SHAPES.values():
         for dtype in DTYPES:
@@ -218,7 +223,9 @@ def test_misaligned(lib, order, offset):
 @pytest.mark.parametrize("order", ["rows", "lanes"])
 def test_threshold_is_compared_in_double(lib, order):
     tenth = torch.tensor(0.1)  # float32(0.1) > 0.1
-    x = torch.stack([tenth, -tenth, torch.nextafter(tenth, torch.tensor(0.0)), torch.tensor(1e-40)]).reshape(1, 1, 4)
+    x = torch.stack([tenth, -tenth, torch.nextafter(tenth, torch.tensor(0.0)), torch.tensor(1e-40)]).reshape(
+        1, 1, 4
+    )
     for threshold, count in ((0.1, 2), (float(tenth), 4), (1e-40, 1), (9e-41, 0), (-1.0, 0), (math.inf, 4)):
         assert run_stats(lib, x, order, threshold)[2].item() == count, threshold
 
@@ -274,8 +281,8 @@ def run_forward(lib, x, order, params, relu, eps=1e-5):
 
     def run():
         return lib.blended_fwd(
-            ctypes.byref(shape), ctypes.byref(struct), ctypes.c_double(eps), ctypes.c_bool(relu), pointer(flat),
-            pointer(out), pointer(mean), pointer(var), pointer(work.data),
+            ctypes.byref(shape), ctypes.byref(struct), ctypes.c_double(eps), ctypes.c_bool(relu),
+            pointer(flat), pointer(out), pointer(mean), pointer(var), pointer(work.data),
         )  # fmt: skip
 
     y, mean, var = both_orders(lib, run, [out, mean, var])
@@ -333,7 +340,9 @@ def test_blended_bn(lib, shape, dtype, order, relu):
     got = run_backward(lib, grad, x, order, params, mean, var, relu)
     masked = grad.double() * (y > 0 if relu else 1)
     want = reference.blended_bn_backward(masked, x.double(), mean.double(), var.double(), *wide, 1e-5, False)
-    for name, g, w in zip(("dx", "dweight", "dbias", "dnew_weight", "dnew_bias", "dalpha"), got, want, strict=True):
+    for name, g, w in zip(
+        ("dx", "dweight", "dbias", "dnew_weight", "dnew_bias", "dalpha"), got, want, strict=True
+    ):
         assert g.shape == w.shape, name
         close(g, w, unit if name == "dx" and unit > 1e-4 else narrow * 10)
 
@@ -353,13 +362,18 @@ def test_channel_affine(lib, shape, dtype, order, relu):
 
     def forward():
         return lib.affine_fwd(
-            ctypes.byref(dims), ctypes.c_bool(relu), pointer(flat), pointer(scale), pointer(shift), pointer(out)
+            ctypes.byref(dims),
+            ctypes.c_bool(relu),
+            pointer(flat),
+            pointer(scale),
+            pointer(shift),
+            pointer(out),
         )
 
     def backward():
         return lib.affine_bwd(
-            ctypes.byref(dims), ctypes.c_bool(relu), pointer(up), pointer(flat), pointer(scale), pointer(shift),
-            pointer(dx), pointer(dscale), pointer(dshift), pointer(work.data),
+            ctypes.byref(dims), ctypes.c_bool(relu), pointer(up), pointer(flat), pointer(scale),
+            pointer(shift), pointer(dx), pointer(dscale), pointer(dshift), pointer(work.data),
         )  # fmt: skip
 
     (y,) = both_orders(lib, forward, [out])
@@ -378,7 +392,9 @@ def test_relu_keeps_nan_and_affine_keeps_gradients_finite(lib):
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0]).reshape(1, 1, 4)
     y = torch.empty(4)
     scale, shift, shape = torch.ones(1), torch.zeros(1), shape_of(x, "rows")
-    lib.affine_fwd(ctypes.byref(shape), ctypes.c_bool(True), pointer(x), pointer(scale), pointer(shift), pointer(y))
+    lib.affine_fwd(
+        ctypes.byref(shape), ctypes.c_bool(True), pointer(x), pointer(scale), pointer(shift), pointer(y)
+    )
     torch.testing.assert_close(y, x.reshape(-1).relu(), equal_nan=True)
     dx, small = torch.empty(4), torch.empty(2)
     work = Workspace(lib.affine_bwd_workspace(ctypes.byref(shape)))
@@ -396,7 +412,13 @@ def test_relu_keeps_nan_and_affine_keeps_gradients_finite(lib):
 @pytest.mark.parametrize("threshold", [0.0, 1e-40, 1e-10, 2e-5])
 def test_bn_scan(lib, threshold):
     g = torch.Generator().manual_seed(5)
-    kinds = [(torch.float32, 7), (torch.float16, 64), (torch.bfloat16, 300), (torch.float64, 1030), (torch.float32, 0)]
+    kinds = [
+        (torch.float32, 7),
+        (torch.float16, 64),
+        (torch.bfloat16, 300),
+        (torch.float64, 1030),
+        (torch.float32, 0),
+    ]
     layers = []
     for dtype, channels in kinds:
         weight, bias, mean = (torch.randn(channels, generator=g).to(dtype) for _ in range(3))
@@ -430,8 +452,8 @@ def test_bn_scan(lib, threshold):
 
     def run():
         return lib.scan(
-            table, ctypes.c_int64(len(layers)), ctypes.c_int64(1030), ctypes.c_float(threshold), pointer(flags),
-            pointer(score), pointer(live), pointer(counts),
+            table, ctypes.c_int64(len(layers)), ctypes.c_int64(1030), ctypes.c_float(threshold),
+            pointer(flags), pointer(score), pointer(live), pointer(counts),
         )  # fmt: skip
 
     launches = lib.emulator_launches()
