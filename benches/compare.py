@@ -24,8 +24,6 @@ from . import machine, run
 from .candidate import OURS, PUBLISHED
 from .gate import Key, gate
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
 
 @contextmanager
 def built(commit: str, repository: Path) -> Iterator[Path]:
@@ -39,9 +37,25 @@ def built(commit: str, repository: Path) -> Iterator[Path]:
                 + ["--target", str(target), "."],
                 tree,
             )
+            _check_import(target, Path(folder))
             yield target
         finally:
             _run(["git", "worktree", "remove", "--force", str(tree)], repository)
+
+
+def _check_import(site: Path, cwd: Path) -> None:
+    """An editable install of this checkout must not be measured in place of the commit."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import avfast.benches; print(avfast.__file__, avfast.benches.__file__)"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    strangers = [path for path in found if not Path(path).resolve().is_relative_to(site.resolve())]
+    if strangers:
+        raise SystemExit(f"expected avfast from {site}, but Python imports {', '.join(strangers)}")
 
 
 def _run(command: Sequence[str], cwd: Path, **environment: str) -> None:
@@ -99,7 +113,7 @@ def _ratio(times: tuple[dict[Key, float], dict[Key, float]], key: Key) -> str:
     return f"{before / after:.2f}x"
 
 
-def run_gate(names: Sequence[str], folder: Path = RESULTS) -> int:
+def run_gate(names: Sequence[str], folder: Path = run.RESULTS) -> int:
     """Exit status of the gate on this machine; 2 if there is nothing to compare with."""
     path = folder / f"{machine.slug(machine.facts())}.json"
     if not path.exists():

@@ -32,7 +32,9 @@ def _cases(device: str) -> list[tuple[Case, str, str | None]]:
     ]
 
 
-def kernel_table(budget_s: float = 10.0, *, compile_s: float = 15.0, device: str = "cpu") -> list[dict]:
+def kernel_table(
+    budget_s: float = 10.0, *, compile_s: float = 15.0, device: str = "cpu", threads: int | None = None
+) -> list[dict]:
     """One row per op.
 
     Keys: ``op, shape, mode, threads, eager_ms, compile_ms, compile_reason, avfast_ms, speedup, error,
@@ -40,7 +42,7 @@ def kernel_table(budget_s: float = 10.0, *, compile_s: float = 15.0, device: str
     not_for_publication``. What is missing is None, and ``compile_reason`` or ``reason`` says why in words.
 
     ``budget_s`` is for checking and timing, shared by the ops; ``compile_s`` is the most all compilations
-    together may take. All cores, the protocol of `harness`, fewer rounds.
+    together may take. All cores unless ``threads`` is given; the protocol of `harness`, fewer rounds.
     """
     chosen, rows = _cases(device), []
     deadline = time.monotonic() + compile_s
@@ -53,7 +55,7 @@ def kernel_table(budget_s: float = 10.0, *, compile_s: float = 15.0, device: str
 
         begin = time.monotonic()
         protocol = Protocol(
-            threads=machine.cores(),
+            threads=threads or machine.cores(),
             seconds=budget_s / len(chosen) / 2,  # the other half goes to checking and weighing
             ready_limit=max(left, 5.0),
             include=include,

@@ -20,6 +20,7 @@ from .candidate import COMPILED, Candidate
 from .harness import Protocol, run_case
 
 SCHEMA = 1
+RESULTS = Path(__file__).resolve().parent / "results"  # one file per machine, the newest only
 
 
 def measure(
@@ -90,6 +91,33 @@ def save(results: dict, path: str | os.PathLike) -> None:
     os.replace(file.name, path)
 
 
+def record(results: dict, folder: Path = RESULTS) -> int:
+    """Replace this machine's file unless something in ``results`` is not for publication; the exit status.
+
+    The committed file is kept small: six digits, and the worst error instead of one per output.
+    """
+    refused = [
+        f"{case['key']} on {case['threads']} threads: {'; '.join(case['not_for_publication'])}"
+        for case in results["cases"]
+        if not case["publishable"]
+    ]
+    if refused:
+        print("not recorded, the machine was busy:", *refused, sep="\n  ", file=sys.stderr)
+        return 1
+    path = folder / f"{machine.slug(results['machine'])}.json"
+    save(_compact(results), path)
+    print(f"recorded {path.name}")
+    return 0
+
+
+def _compact(value):
+    if isinstance(value, dict):
+        return {key: _compact(item) for key, item in value.items() if key != "errors"}
+    if isinstance(value, list):
+        return [_compact(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def load(path: str | os.PathLike) -> dict:
     """Read a JSON file of `save`. Raises ValueError if it is something else."""
     data = json.loads(Path(path).read_text())
@@ -111,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--slow", action="store_true", help="compile whole networks too (minutes)")
     parser.add_argument("--json", metavar="OUT", help="write the results here")
+    parser.add_argument("--record", action="store_true", help="replace results/<this machine>.json")
     chosen = parser.parse_args(arguments)
     for name in chosen.names:
         if name not in registry.BENCHES:
@@ -135,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.json:
         save(results, chosen.json)
         print(f"wrote {chosen.json}")
-    return 0
+    return record(results) if chosen.record else 0
 
 
 if __name__ == "__main__":
