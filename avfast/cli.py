@@ -91,7 +91,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write (default: demo)"
     )
     demo.add_argument(
-        "--budget", default=None, metavar="TIME", help="limit for training and its control, e.g. 45s"
+        "--budget", default="60s", metavar="TIME", help="limit for training and its control, e.g. 45s"
     )
     demo.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     demo.add_argument("--seed", type=int, default=0)
@@ -163,7 +163,10 @@ def _check(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from avfast.benches.quick import bench_command
 
-    return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick) or 0
+    try:
+        return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick) or 0
+    except ValueError as error:
+        raise ConfigError(f"avfast bench: {error}") from error
 
 
 def _recipes(arguments: argparse.Namespace) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from avfast.engine.checkpoint import write_atomic
 from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.report import RunSummary, Section
-from avfast.errors import AvfastError, DataError
+from avfast.errors import DataError, MissingDependency
 from avfast.methods import Method
 
 RECIPE = "av-align"
@@ -36,7 +35,7 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
     scan = _scan(clips, out / "media-scan.json")
     _say(f"3. training ({RECIPE})")
     request = Request(
-        recipe=RECIPE, data=str(clips), out=out / "run", budget=budget, device=device, force=True,
+        recipe=RECIPE, data=str(clips), out=out, budget=budget, device=device, force=True,
         words=[f"run.seed={seed}"],
     )  # fmt: skip
 
@@ -53,7 +52,7 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
     summary = pretrain(request, extra=sections)
     if summary is not None:
         _say(f"done in {time.monotonic() - began:.0f} s; written:")
-        for path in [out / "media-scan.json", out / "demo-clips" / "manifest.json", *summary.files]:
+        for path in summary.files:
             print(f"  {path}")
     return 0
 
@@ -88,51 +87,25 @@ def _bn_scan(method: Method, out: Path) -> str:
     from avfast.nn import scan_batchnorm
 
     report = scan_batchnorm(method)
-    data = report.to_dict()
-    write_atomic(out / "bn-scan.json", lambda path: path.write_text(json.dumps(data, indent=1)))
-    parts = [_bn_table(data)]
+    text = json.dumps(report.to_dict(), indent=1)
+    write_atomic(out / "bn-scan.json", lambda path: path.write_text(text))
+    print(report.summary())
+    parts = [f"{report.summary()}. A network this young has few or none.", f"```\n{report}\n```"]
     try:
         report.plot(out / "figures" / "bn-scan.png")
         parts.append("![batch-norm scan](figures/bn-scan.png)")
-    except AvfastError as error:
+    except MissingDependency as error:
         parts.append(str(error))
-    print(parts[0].splitlines()[0])
     return "\n\n".join(parts)
 
 
-def _bn_table(data: dict[str, Any]) -> str:
-    layers = data["layers"]
-    channels = sum(layer["channels"] for layer in layers)
-    abnormal = sum(layer["abnormal"] for layer in layers)
-    lines = [
-        f"{abnormal} of {channels} channels in {len(layers)} layers are abnormal "
-        f"(|gamma| and |beta| at most {data['threshold']:g}). A network this young has few or none.",
-        "",
-        "| layer | channels | abnormal |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {layer['name']} | {layer['channels']} | {layer['abnormal']} |" for layer in layers]
-    return "\n".join(lines)
-
-
 def _kernels(out: Path) -> str:
-    from avfast.benches.quick import kernel_table
-
+    try:
+        from avfast.benches.quick import kernel_table, markdown
+    except ImportError as error:
+        return f"Not timed: the benchmarks are not installed beside avfast ({error})."
     rows = kernel_table(KERNEL_TABLE_SECONDS)
     write_atomic(out / "kernels.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
-    if not rows:
-        return "No kernel could be timed on this machine."
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-    return "\n".join(
-        [
-            "Op speed on this machine in this run; it is not training speed, which is under Training.",
-            "",
-            *lines,
-        ]
-    )
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = markdown(rows)
+    print(text)
+    return f"Op speed on this machine, in this run; training speed is under Training.\n\n{text}"

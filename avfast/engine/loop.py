@@ -111,12 +111,16 @@ class Trainer:
                 interval.add(output, len(batch["index"]), data_s, time.perf_counter() - began)
                 progress.advance(self.step)
                 run, last = self.config.run, self.step == self.steps
+                stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
+                if stopped or any(
+                    self.step % n == 0 for n in (run.log_every, run.eval_every, run.save_every)
+                ):
+                    self._require_finite(output)
                 if self.step % run.log_every == 0 or last:
                     self._log(interval, progress)
                     interval = Interval()
                 if self.step % run.eval_every == 0 or last:
                     self._validate(progress)
-                stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
                 if stopped:
                     break
                 if self.step % run.save_every == 0:
@@ -151,7 +155,6 @@ class Trainer:
         self.model.train()
         count_errors(self.errors, batch["errors"])
         if self._too_small(batch):
-            self.scheduler.step()
             return None
         output = self.model(self.pipeline(batch))
         self.accelerator.backward(output.loss)
@@ -178,14 +181,19 @@ class Trainer:
             return stop.signal_name or "signal"
         return "budget" if self._any(budget.spent()) else None
 
+    def _require_finite(self, output: StepOutput | None) -> None:
+        """Stop before a diverged state is evaluated, logged as progress or saved over a good one."""
+        good = output is None or math.isfinite(output.loss.item())
+        if not good or not all(p.isfinite().all() for p in self.method.parameters()):
+            what = "the weights are not finite" if good else f"the loss is {output.loss.item()}"
+            last = self.out / "checkpoints" / "last.pt"
+            state = f"the last good state is in '{last}'" if last.is_file() else "nothing was saved yet"
+            raise AvfastError(
+                f"{what} at step {self.step}; {state}. A smaller optim.lr or optim.clip_norm=1 usually helps"
+            )
+
     def _log(self, interval: Interval, progress: Progress) -> None:
         row = interval.summary()
-        if not math.isfinite(row["loss"]):
-            raise AvfastError(
-                f"the loss is {row['loss']} at step {self.step}; the last good state is in "
-                f"'{self.out / 'checkpoints' / 'last.pt'}' if one was saved. A smaller optim.lr or "
-                "optim.clip_norm=1 usually helps"
-            )
         indicators = {name: collapse_indicators(z) for name, z in interval.embeddings.items() if len(z) > 1}
         epoch = self.step / len(self.sampler)
         lr = self.scheduler.get_last_lr()[0]

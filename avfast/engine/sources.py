@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,16 @@ def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pi
 
 def evaluation_loader(dataset: Any, batch_size: int) -> DataLoader:
     """Every clip once, in order, read in this process."""
-    sampler = EpochSampler(len(dataset), seed=0, batch_size=batch_size, shuffle=False, drop_last=False)
+    sampler = _SamePass(len(dataset), seed=0, batch_size=batch_size, shuffle=False, drop_last=False)
     return _own_generator(build_loader(dataset, sampler))
+
+
+class _SamePass(EpochSampler):
+    """Epoch 0 again and again: a score must not depend on how often it was taken before."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        self.set_position(0, 0)
+        return super().__iter__()
 
 
 def _own_generator(loader: DataLoader) -> DataLoader:

@@ -1,0 +1,103 @@
+"""What the engine's tests share: one small set of real clips, a toy method and in-memory samples."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avfast.methods import Inputs, Method, MethodCard, StepOutput
+
+
+@functools.cache
+def real_clips() -> Path:
+    """Eighty mp4 clips of 16 classes: 48 to train on, 16 to validate, 16 to test. Made once per session."""
+    from avfast.data.demo import make_demo_clips
+
+    folder = Path(tempfile.mkdtemp(prefix="avfast-clips-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_demo_clips(folder, clips=80, seed=0)
+    return folder
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Attributes:
+    width: hidden units.
+    scale: multiplies the loss.
+    """
+
+    width: int = 8
+    scale: float = 1.0
+
+
+class Toy(Method):
+    """Two linear towers with dropout and batch norm: everything a checkpoint must not forget."""
+
+    card = MethodCard("toy", "t", "a", "v", "0", "s", "n")
+    Config = ToyConfig
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        self.audio = nn.Sequential(
+            nn.Linear(16, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4)
+        )
+        self.video = nn.Sequential(
+            nn.Linear(12, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4)
+        )
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(frames=1, size=2, duration=1.0, sample_rate=16)
+
+    def features(self, batch):
+        return {"audio": batch["waveform"], "video": batch["frames"].flatten(1)}
+
+    def project(self, features):
+        return {"audio": self.audio(features["audio"]), "video": self.video(features["video"])}
+
+    def training_step(self, batch) -> StepOutput:
+        z = self.embed(batch)
+        logits = z["audio"] @ z["video"].T * self.config.scale
+        loss = nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        return StepOutput(loss, {"top": logits.detach().max()}, {k: v.detach() for k, v in z.items()})
+
+    def after_optimizer_step(self, step: int) -> None:
+        self.updates += 1
+
+    def exports(self):
+        return {"audio": self.audio}
+
+
+class ToyClips:
+    """Samples by ``(epoch, index)`` made from numbers; those in `broken` cannot be read."""
+
+    def __init__(self, n: int = 20, broken: tuple[int, ...] = ()) -> None:
+        self.n, self.broken = n, broken
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, key):
+        epoch, index = key
+        if index in self.broken:
+            error = {"index": index, "path": f"{index}.mp4", "cause": "unreadable", "detail": "is torn"}
+            return {"errors": [error]}
+        fixed = torch.Generator().manual_seed(index)
+        noise = torch.Generator().manual_seed(1000 * epoch + index)
+        return {
+            "frames": torch.randint(0, 256, (1, 3, 2, 2), dtype=torch.uint8, generator=fixed),
+            "waveform": torch.randn(16, generator=fixed) + 0.1 * torch.randn(16, generator=noise),
+            "label": index % 4,
+            "index": index,
+            "id": str(index),
+            "errors": [],
+        }
