@@ -60,13 +60,13 @@ def run_case(case: Case, protocol: Protocol) -> dict:
     """Measure one case at one thread count. The record holds plain JSON types only."""
     with timing.threads(protocol.threads), compiled.thread_count_known(protocol.threads):
         compiled.forget()
-        watch = machine.Watch()
         entrants = _check(case, protocol)
         running = [entrant for entrant in entrants if entrant.timed]
         _weigh(case, running, protocol)
+        watch = machine.Watch()  # not earlier: compiler processes of ours would count as others
         slices, rounds = _time(case, running, protocol)
-        _describe(case, running, slices, protocol)
         busyness = watch.stop()
+        _describe(case, running, slices, protocol)
     objections = busyness.objections(max(protocol.threads, protocol.cores_in_use))
     twin = next((name for name in slices if name.endswith(AGAIN)), None)
     record = {

@@ -23,9 +23,10 @@ def draw(results: dict, folder: Path) -> list[Path]:
             axes.invert_yaxis()
             axes.set_xscale("log")
             axes.grid(axis="x", alpha=0.3)
-            axes.legend(fontsize="x-small")
+            figure.legend(loc="outside lower center", ncols=3, fontsize="x-small")
             busy = "" if all(r["publishable"] for r in records) else " (busy machine: not for publication)"
-            axes.set_title(f"{op}{busy}\n{machine_line(results['machine'])}", fontsize="x-small")
+            where = machine_line(results["machine"]).replace("; ", "\n", 1)
+            axes.set_title(f"{op}{busy}\n{where}", fontsize="x-small")
             path = folder / f"{op}-{kind}.png"
             figure.savefig(path, dpi=120)
             plt.close(figure)
@@ -51,7 +52,7 @@ def _label(record: dict) -> str:
 
 
 def _speedup(axes, records: list[dict]) -> None:
-    _bars(axes, records, lambda record: record["speedups"])
+    _bars(axes, records, lambda record: record["speedups"], start=1)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("avfast is faster by (right of 1 is good)")
 
@@ -72,11 +73,14 @@ def _memory(axes, records: list[dict]) -> None:
     axes.set_xlabel("peak extra memory, MiB (left is good)")
 
 
-def _bars(axes, records: list[dict], values, emphasise: frozenset | set = frozenset()) -> None:
+def _bars(
+    axes, records: list[dict], values, *, start: float = 0, emphasise: frozenset | set = frozenset()
+) -> None:
+    """A group of bars per record, each from ``start`` to its value."""
     names = list(dict.fromkeys(name for record in records for name in values(record)))
     height = 0.8 / max(len(names), 1)
     for position, name in enumerate(names):
         rows = [(row, values(record)[name]) for row, record in enumerate(records) if name in values(record)]
         places = [row - 0.4 + height * (position + 0.5) for row, _ in rows]
         edge = {"edgecolor": "black", "linewidth": 1.2} if name in emphasise else {}
-        axes.barh(places, [value for _, value in rows], height, label=name, **edge)
+        axes.barh(places, [value - start for _, value in rows], height, left=start, label=name, **edge)

@@ -132,7 +132,7 @@ def bench_command(
 ) -> int:
     """What ``avfast bench [NAME ...] [--json OUT] [--quick]`` does; returns the exit status.
 
-    Raises ValueError for an unknown name, before anything is measured.
+    Raises ConfigError for an unknown name, before anything is measured.
     """
     from . import run
 

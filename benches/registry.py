@@ -18,5 +18,7 @@ BENCHES = {
 def load(name: str) -> ModuleType:
     """The module of one bench; an unknown name is answered with the known ones."""
     if name not in BENCHES:
-        raise ValueError(f"avfast.benches: expected one of {', '.join(BENCHES)}, got {name!r}")
+        from avfast.errors import ConfigError
+
+        raise ConfigError(f"avfast.benches: expected one of {', '.join(BENCHES)}, got {name!r}")
     return importlib.import_module(f".{BENCHES[name]}", __package__)

@@ -70,10 +70,13 @@ def headline(record: dict) -> str:
     return f"{worst['ratio']:.2f}x {against}"
 
 
+def threads_text(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
 def title(record: dict) -> str:
     shape = "x".join(map(str, record["shape"]))
-    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-    where = threads if record["device"] == "cpu" else record["device"]
+    where = threads_text(record["threads"]) if record["device"] == "cpu" else record["device"]
     what = f"{record['op']} {record['mode']}, {record['shape_name']} {shape}"
     return f"{what}, {record['layout']}, {record['dtype']}, {where}"
 
@@ -160,7 +163,7 @@ def readme_block(results: dict) -> str:
     chosen = [r for r in results["cases"] if r["threads"] == most and r["worst"] and r["publishable"]]
     held_back = [r for r in results["cases"] if r["threads"] == most and not r["publishable"]]
     lines = [
-        f"Measured on {machine_line(results['machine'])}; {most} threads.",
+        f"Measured on {machine_line(results['machine'])}; {threads_text(most)}.",
         "",
         "| op | input | against its best opponent | against the published form | peak memory | error |",
         "| --- | --- | --- | --- | --- | --- |",
