@@ -2,7 +2,9 @@
 //
 // Unpacking a list of 212 tensors costs more than scanning them, so a plan keeps their handles. The data pointers are
 // asked of the handles at every scan: a parameter whose storage was replaced is followed, never read through a stale one.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -23,8 +25,13 @@ struct Plan {
   int64_t channels = 0, widest = 0;
 };
 
-const void* pointer(const Tensor& x, int64_t channels, const char* argument) {
-  const int64_t n = x.numel();
+bool same(const BnLayer& a, const BnLayer& b) {
+  return a.weight == b.weight && a.bias == b.bias && a.running_mean == b.running_mean && a.running_var == b.running_var &&
+         a.channels == b.channels && a.offset == b.offset && a.affine_dtype == b.affine_dtype &&
+         a.stats_dtype == b.stats_dtype;
+}
+
+const void* pointer(const Tensor& x, int64_t n, int64_t channels, const char* argument) {
   if (n == 0) return nullptr;
   STD_TORCH_CHECK(
       n == channels && x.is_contiguous(), "avfast.scan_batchnorm: ", argument, ": expected ", channels,
@@ -42,24 +49,21 @@ bool refresh(Plan& plan) {
   plan.layers.resize(count);
   plan.channels = plan.widest = 0;
   for (size_t l = 0; l < count; ++l) {
-    const Tensor& affine = plan.weight[l].numel() ? plan.weight[l] : plan.bias[l];
-    const Tensor& stats = plan.running_var[l].numel() ? plan.running_var[l] : plan.running_mean[l];
-    const int64_t channels = std::max(affine.numel(), stats.numel());
+    const Tensor &weight = plan.weight[l], &bias = plan.bias[l], &mean = plan.running_mean[l], &var = plan.running_var[l];
+    const int64_t sizes[4] = {weight.numel(), bias.numel(), mean.numel(), var.numel()};
+    const int64_t channels = *std::max_element(sizes, sizes + 4);
     const BnLayer now{
-        pointer(plan.weight[l], channels, "weight"),
-        pointer(plan.bias[l], channels, "bias"),
-        pointer(plan.running_mean[l], channels, "running_mean"),
-        pointer(plan.running_var[l], channels, "running_var"),
+        pointer(weight, sizes[0], channels, "weight"),
+        pointer(bias, sizes[1], channels, "bias"),
+        pointer(mean, sizes[2], channels, "running_mean"),
+        pointer(var, sizes[3], channels, "running_var"),
         channels,
         plan.channels,
-        dtype_of(affine, "scan_batchnorm", "weight"),
-        dtype_of(stats, "scan_batchnorm", "running_var"),
+        dtype_of(sizes[0] ? weight : bias, "scan_batchnorm", "weight"),
+        dtype_of(sizes[3] ? var : mean, "scan_batchnorm", "running_var"),
     };
-    BnLayer& before = plan.layers[l];
-    changed = changed || now.weight != before.weight || now.bias != before.bias || now.running_mean != before.running_mean ||
-              now.running_var != before.running_var || now.channels != before.channels || now.offset != before.offset ||
-              now.affine_dtype != before.affine_dtype || now.stats_dtype != before.stats_dtype;
-    before = now;
+    changed = changed || !same(now, plan.layers[l]);
+    plan.layers[l] = now;
     plan.channels += channels;
     plan.widest = std::max(plan.widest, channels);
   }

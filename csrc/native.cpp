@@ -16,5 +16,8 @@ PYBIND11_MODULE(_native, m) {
           throw pybind11::value_error("avfast: instruction set: expected one this machine has (base, avx2, avx512), got " + name);
       },
       pybind11::arg("name"), "Force an instruction set, for tests; an empty name returns to the best.");
+  m.def(
+      "poison_outputs", [](bool on) { avfast_poison_outputs(on); }, pybind11::arg("on"),
+      "For tests: outputs start as NaN (or -1), with guards on both sides.");
   m.def("build_info", [] { return std::string(avfast_build_info()); }, "JSON: compiler, flags, CUDA, torch headers.");
 }

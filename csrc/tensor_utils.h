@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <atomic>
+#include <limits>
 #include <vector>
 
 #include "../kernels/batch_norm/batch_norm.h"
@@ -40,14 +42,31 @@ inline ScalarType accumulation_type(DType dtype) {
   return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
 }
 
+// For tests: fill what kernels must write, and guards on both sides that they must not, with NaN (or -1).
+constexpr int64_t poison_guard = 64;
+inline std::atomic<bool> poison_outputs{false};
+
 inline Tensor allocate(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype, const Tensor& like) {
   int32_t device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(), static_cast<int32_t>(dtype), device_type, device_index, &handle));
-  return Tensor(handle);
+  const auto empty = [&](const std::vector<int64_t>& n, const std::vector<int64_t>& s) {
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        int64_t(n.size()), n.data(), s.data(), static_cast<int32_t>(dtype), device_type, device_index, &handle));
+    return Tensor(handle);
+  };
+  if (!poison_outputs.load(std::memory_order_relaxed)) return empty(sizes, strides);
+
+  int64_t elements = 1;
+  for (int64_t n : sizes) elements *= n;
+  Tensor base = empty({elements + 2 * poison_guard}, {1});
+  const bool integer = dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Byte;
+  torch::stable::fill_(base, integer ? (dtype == ScalarType::Byte ? 255.0 : -1.0) : std::numeric_limits<double>::quiet_NaN());
+  AtenTensorHandle view;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      base.get(), int64_t(sizes.size()), sizes.data(), strides.data(), poison_guard, &view));
+  return Tensor(view);
 }
 
 inline Tensor allocate_vector(int64_t n, ScalarType dtype, const Tensor& like) {

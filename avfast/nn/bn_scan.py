@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from operator import getitem, is_
 
 import torch
@@ -23,6 +24,9 @@ class ScanPlan:
     A plan follows its layers: a parameter whose storage moved (``p.data = ...``, ``.half()``, ``.to(device)``) or that was
     replaced by another tensor is read where it now is. Layers added, removed or replaced as modules need a new plan.
 
+    Args:
+        model: a module, or the (name, batch-norm layer) pairs themselves.
+
     Raises:
         ValueError: the model has no batch-norm layer, or its layers lie on several devices.
 
@@ -31,8 +35,8 @@ class ScanPlan:
     (('1',), 8)
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        layers = list(batchnorm_layers(model))
+    def __init__(self, model: nn.Module | Iterable[tuple[str, nn.Module]]) -> None:
+        layers = list(batchnorm_layers(model) if isinstance(model, nn.Module) else model)
         if not layers:
             _check.fail("ScanPlan", "model", "a module with at least one batch-norm layer", type(model).__name__)
         self.names = tuple(name or type(layer).__name__ for name, layer in layers)

@@ -32,7 +32,8 @@ def number(op: str, argument: str, value: object, *, above: float = -math.inf, a
     """A finite Python number above (or at least) a bound."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         fail(op, argument, "a number", type(value).__name__, TypeError)
-    if not math.isfinite(value) or value <= above or value < at_least:
+    # Comparisons only: torch.compile may pass a symbolic number, and NaN fails every one of them.
+    if not (value > above and value >= at_least and value < math.inf):
         bound = f" > {above:g}" if above > -math.inf else f" >= {at_least:g}" if at_least > -math.inf else ""
         fail(op, argument, f"a finite number{bound}", value)
 

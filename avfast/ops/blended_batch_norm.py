@@ -72,7 +72,7 @@ def blended_batch_norm(
     for label, vector in (("weight", weight), ("bias", bias), ("new_weight", new_weight), ("new_bias", new_bias)):
         _check.vector(name, label, vector, channels, x)
     _check.floating(name, "alpha", alpha)
-    if alpha.numel() not in (1, channels) or alpha.dim() > 1:
+    if alpha.dim() > 1 or (alpha.numel() != 1 and alpha.numel() != channels):
         _check.fail(name, "alpha", f"shape ({channels},), (1,) or ()", tuple(alpha.shape))
     _check.one_of(name, "activation", activation, channel_affine.ACTIVATIONS)
     _check.number(name, "eps", eps, above=0.0)

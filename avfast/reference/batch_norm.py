@@ -68,10 +68,11 @@ def bn_scan(
     collapsed = var <= threshold
     flags = abnormal * ABNORMAL + non_finite * NON_FINITE + collapsed * COLLAPSED
     # One row per layer: differences of the running total at the layers' ends.
-    total = torch.stack([abnormal, non_finite, collapsed], 1).cumsum(0)
-    ends = torch.tensor(sizes, device=total.device).cumsum(0) - 1
-    total = torch.cat([total.new_zeros(1, 3), total[ends]])
-    return flags.to(torch.uint8), score, live, total.diff(dim=0).to(torch.int32)
+    marks = torch.stack([abnormal, non_finite, collapsed], 1)
+    total = torch.cat([marks.new_zeros(1, 3, dtype=torch.int64), marks.cumsum(0)])
+    ends = torch.tensor([0, *sizes], device=total.device).cumsum(0)
+    counts = total[ends].diff(dim=0).to(torch.int32)
+    return flags.to(torch.uint8), score, live, counts
 
 
 # ------------------------------------------------------------------------------------------ channel_stats

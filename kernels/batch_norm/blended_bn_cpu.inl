@@ -42,7 +42,7 @@ inline void blended_bn_fwd_cpu(const BlendedBnFwdArgs& args, const Parallel& par
         for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
           for (int64_t c = begin; c < end; ++c) {
             const Moments m = reduce_rows<false>(x, a, c, 0, a.samples, 0).moments;
-            mean[c] = A(m.mean);
+            mean[c] = A(m.average());
             var[c] = A(m.var());
             const Affine<A> f = params.affine(c, mean[c], var[c], args.eps);
             for (int64_t n = 0; n < a.samples; ++n) {
@@ -56,7 +56,7 @@ inline void blended_bn_fwd_cpu(const BlendedBnFwdArgs& args, const Parallel& par
       const int64_t channels = a.channels;
       Scratch<A> f(3 * channels);
       lane_stats<false>(a, x, 0, parallel, [&](int64_t c, const ChannelSums& sums) {
-        mean[c] = A(sums.moments.mean);
+        mean[c] = A(sums.moments.average());
         var[c] = A(sums.moments.var());
         const Affine<A> one = params.affine(c, mean[c], var[c], args.eps);
         f[c] = one.center;
@@ -88,7 +88,7 @@ inline void blended_bn_bwd_cpu(const BlendedBnBwdArgs& args, const Parallel& par
       // From the two sums of a channel: every parameter's gradient, and the line that dx follows.
       auto finish = [&](int64_t c, const GradSums& sums) -> InputGrad<A> {
         const double rstd = 1 / std::sqrt(double(var[c]) + args.eps);
-        const double s1 = sums.grad, s2 = sums.grad_x * rstd, alpha = params.mix(c);
+        const double s1 = sums.grad, s2 = count > 0 ? sums.grad_x * rstd : 0, alpha = params.mix(c);
         static_cast<A*>(args.dweight)[c] = A(alpha * s2);
         static_cast<A*>(args.dbias)[c] = A(alpha * s1);
         static_cast<A*>(args.dnew_weight)[c] = A((1 - alpha) * s2);

@@ -37,6 +37,8 @@ struct Moments {
     m2 += other.m2 + gap * gap * (n * other.n / total);
     n = total;
   }
+  // Of no values at all, both are NaN, as in torch.
+  double average() const { return n > 0 ? mean : std::numeric_limits<double>::quiet_NaN(); }
   double var() const { return n > 0 ? m2 / n : std::numeric_limits<double>::quiet_NaN(); }
 };
 

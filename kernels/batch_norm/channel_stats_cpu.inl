@@ -63,7 +63,7 @@ inline void lane_strip_stats(
   const int64_t c = a.channels;
   int64_t first, last, begin, end;
   blocks.range(a, block, &first, &last, &begin, &end);
-  const int64_t positions = end - begin, lead = std::min<int64_t>(positions, 8);
+  const int64_t positions = end - begin, lead = std::min<int64_t>((last - first) * positions, 8);
   LaneSums<A, U> l;
   for (int u = 0; u < U; ++u) {  // the mean of the first few positions, unless it is not a number
     V<A> mean = {};
@@ -172,7 +172,7 @@ inline void channel_stats_cpu(const ChannelStatsArgs& args, const Parallel& para
     all_channel_stats<true>(
         args.x, static_cast<const T*>(args.data), Acc<T>(args.dead_threshold), parallel,
         [&](int64_t c, const ChannelSums& sums) {
-          args.mean[c] = sums.moments.n > 0 ? sums.moments.mean : std::numeric_limits<double>::quiet_NaN();
+          args.mean[c] = sums.moments.average();
           args.var[c] = sums.moments.var();
           args.zeros[c] = sums.zeros;
           args.dead[c] = sums.dead;

@@ -1,0 +1,317 @@
+"""How avfast checks itself, for its own tests, for ``avfast check``, and for yours.
+
+An op is right when it is about as close to float64 as plain PyTorch in the same dtype: at most 2 times as far forward and
+3 times backward, plus a few units in the last place. Tolerances are computed from that rule, never chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _library, backends
+from .errors import BackendError
+from .ops import _layout
+from .reference import batch_norm, contrastive
+
+FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ISAS = ("base", "avx2", "avx512")
+GUARD = 64  # elements on each side of a poisoned output; csrc/tensor_utils.h
+LAYOUTS = ("contiguous", "channels_last", "strided")
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact value, in float64; infinite where NaN patterns differ."""
+    a, b = result.detach().double().flatten(), exact.detach().double().flatten()
+    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+        return float("inf")
+    a, b = a.nan_to_num(), b.nan_to_num()
+    scale = b.norm().item()
+    return (a - b).norm().item() / (scale if scale > 0 else 1.0)
+
+
+def budget(eager: Tensor, exact: Tensor, factor: float) -> float:
+    """Largest allowed :func:`relative_error`, from what plain PyTorch made of it in the same dtype."""
+    dtype = eager.dtype if eager.is_floating_point() else torch.float64
+    # In float64 the yardstick and the thing measured are alike rounded, so their difference gets the room instead.
+    last_places = 64 if dtype == torch.float64 else 4
+    return factor * relative_error(eager, exact) + last_places * torch.finfo(dtype).eps
+
+
+# -------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registered operator and how to test it.
+
+    ``make(shape, dtype, generator)`` gives its arguments; ``eager`` is how people write it in plain PyTorch, in the dtype of
+    the input: the yardstick of the error budget. ``exact`` gets float64 arguments.
+    """
+
+    name: str  # registered operator, avfast::name
+    op: str  # public function
+    make: Callable[[tuple[int, ...], torch.dtype, torch.Generator], tuple]
+    exact: Callable[..., tuple[Tensor, ...]]
+    eager: Callable[..., tuple[Tensor, ...]]
+    factor: float
+
+    def run(self, *args) -> tuple[Tensor, ...]:
+        return as_tuple(getattr(torch.ops.avfast, self.name).default(*args))
+
+    def errors(self, *args) -> list[tuple[float, float]]:
+        """(error, budget) of each output on these arguments."""
+        exact = self.exact(*widened(args))
+        eager = self.eager(*args)
+        return [
+            (relative_error(r, x), budget(e, x, self.factor))
+            for r, e, x in zip(self.run(*args), eager, exact, strict=True)
+        ]
+
+
+def as_tuple(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def widened(args: tuple) -> tuple:
+    """Float tensors, also inside lists, in float64; everything else as it is."""
+
+    def wide(a):
+        if isinstance(a, list):
+            return [wide(x) for x in a]
+        return a.double() if isinstance(a, Tensor) and a.is_floating_point() else a
+
+    return tuple(map(wide, args))
+
+
+def activation(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Values like a layer's output: offset from zero, with exact zeros, a dead sample and a dead channel."""
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.7
+    x = torch.where(torch.rand(shape, generator=generator) < 0.3, 0.0, x)
+    if x.numel():
+        x[0, 0] = 0
+        x[:, -1] = 0
+    return x.to(dtype)
+
+
+def in_layout(x: Tensor, layout: str) -> Tensor:
+    """The same values in another memory order; ``strided`` is neither dense order and starts off alignment."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "strided":
+        wider = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1] + 1)
+        wider[..., 1::2] = x
+        return wider[..., 1::2]
+    return x.contiguous()
+
+
+def _vectors(n: int, count: int, x: Tensor, generator: torch.Generator) -> list[Tensor]:
+    wide = _layout.accumulation_dtype(x)
+    return [torch.randn(n, generator=generator, dtype=torch.float64).to(wide) for _ in range(count)]
+
+
+def _make_stats(shape, dtype, generator):
+    return activation(shape, dtype, generator), 0.0
+
+
+def _make_affine(shape, dtype, generator):
+    x = activation(shape, dtype, generator)
+    return (x, *_vectors(shape[1], 2, x, generator), True)
+
+
+def _make_blended(shape, dtype, generator):
+    x = activation(shape, dtype, generator)
+    return (x, *_vectors(shape[1], 5, x, generator), 1e-5, True)
+
+
+def _with_grad(make):
+    def made(shape, dtype, generator):
+        x, *rest = make(shape, dtype, generator)
+        return (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), x, *rest)
+
+    return made
+
+
+def _make_blended_backward(shape, dtype, generator):
+    grad, x, *rest = _with_grad(_make_blended)(shape, dtype, generator)
+    mean, var, _, _ = batch_norm.channel_stats(x, 0.0)
+    wide = _layout.accumulation_dtype(x)
+    return (grad, x, mean.to(wide), var.to(wide), *rest)
+
+
+def _make_scan(shape, dtype, generator):
+    """Three layers; the last has no affine parameters, the second no running statistics."""
+    n, none = shape[1], torch.empty(0)
+
+    def row(scale: float) -> Tensor:
+        v = torch.randn(n, generator=generator, dtype=torch.float64) * scale
+        v[: n // 3] = 0
+        return v.to(dtype)
+
+    weight, bias, mean = [row(1.0), row(0.1), none], [row(0.5), row(0.1), none], [row(1.0), none, row(2.0)]
+    return weight, bias, mean, [row(1.0).abs(), none, row(1.0).square()], 1e-10
+
+
+def _eager_stats(x: Tensor, threshold: float):
+    wide = x.to(_layout.accumulation_dtype(x))
+    var, mean = torch.var_mean(wide, batch_norm.other_dims(x), correction=0)
+    return mean, var, *batch_norm.channel_stats(x, threshold)[2:]
+
+
+CASES = (
+    Case("channel_stats_fwd", "channel_stats", _make_stats, batch_norm.channel_stats, _eager_stats, FORWARD_FACTOR),
+    Case("bn_scan", "scan_batchnorm", _make_scan, batch_norm.bn_scan, batch_norm.bn_scan, FORWARD_FACTOR),
+    Case(
+        "blended_bn_fwd",
+        "blended_batch_norm",
+        _make_blended,
+        batch_norm.blended_bn_forward,
+        batch_norm.blended_bn_forward,
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "blended_bn_bwd",
+        "blended_batch_norm",
+        _make_blended_backward,
+        batch_norm.blended_bn_backward,
+        batch_norm.blended_bn_backward,
+        BACKWARD_FACTOR,
+    ),
+    Case(
+        "channel_affine_fwd",
+        "channel_affine",
+        _make_affine,
+        lambda *a: (batch_norm.channel_affine_forward(*a),),
+        lambda *a: (batch_norm.channel_affine_forward(*a),),
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "channel_affine_bwd",
+        "channel_affine",
+        _with_grad(_make_affine),
+        batch_norm.channel_affine_backward,
+        batch_norm.channel_affine_backward,
+        BACKWARD_FACTOR,
+    ),
+)
+
+
+# ----------------------------------------------------------------------------------------------- contexts
+
+
+@contextlib.contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """CPU kernels of one instruction set inside the block.
+
+    Raises:
+        BackendError: no compiled library, or this machine lacks the set.
+    """
+    if _library.native is None:
+        raise BackendError(f"avfast.testing.forced_isa: no compiled library: {_library.reason or 'no _native module'}")
+    if not _library.native.has_isa(name):
+        raise BackendError(f"avfast.testing.forced_isa: this machine has no {name}")
+    _library.native.force_isa(name)
+    try:
+        yield
+    finally:
+        _library.native.force_isa("")
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Outputs of compiled kernels start as NaN (integers as -1), between guards that must stay so."""
+    if _library.native is None:
+        raise BackendError("avfast.testing.poisoned: no compiled library")
+    _library.native.poison_outputs(True)
+    try:
+        yield
+    finally:
+        _library.native.poison_outputs(False)
+
+
+def guards_intact(out: Tensor) -> bool:
+    """Whether a poisoned output's guards are as they were: nothing was written outside it."""
+    base = torch.empty(0, dtype=out.dtype, device=out.device).set_(out.untyped_storage())
+    guards = torch.cat([base[:GUARD], base[-GUARD:]])
+    untouched = guards.isnan() if out.is_floating_point() else guards == torch.tensor(-1).to(out.dtype)
+    return out.storage_offset() == GUARD and bool(untouched.all())
+
+
+# -------------------------------------------------------------------------------------------------- check
+
+CHECK_SHAPES = ((4, 6, 7, 5), (3, 33, 17), (19, 70), (2, 64, 28, 28))
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    op: str
+    dtype: str
+    backend: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def _check_info_nce(dtype: torch.dtype, generator: torch.Generator) -> CheckRow:
+    from .ops.info_nce import info_nce
+
+    a, b = (torch.randn(48, 24, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    options = {"distance": "cosine", "normalize": True, "symmetric": True}
+    exact = contrastive.info_nce(a.double(), b.double(), 0.1, **options)
+    eager = contrastive.info_nce(a.float(), b.float(), 0.1, **options)
+    result = info_nce(a, b, reduction="none")
+    backend = backends.explain("info_nce", a).chosen
+    return CheckRow("info_nce", str(dtype)[6:], backend, relative_error(result, exact), budget(eager, exact, FORWARD_FACTOR))
+
+
+def check(device: str = "cpu", seed: int = 0) -> Iterator[CheckRow]:
+    """Run every op against its reference on this machine: the worst output of each op, dtype and backend."""
+    for case in CASES:
+        backend = backends.explain(case.op, torch.empty(0, device=device)).chosen
+        for dtype in DTYPES:
+            generator = torch.Generator().manual_seed(seed)
+            rows: list[tuple[float, float]] = []
+            for shape in CHECK_SHAPES:
+                for layout in LAYOUTS[:2]:
+                    args = tuple(
+                        in_layout(a, layout).to(device) if isinstance(a, Tensor) and a.dim() == len(shape) else _to(a, device)
+                        for a in case.make(shape, dtype, generator)
+                    )
+                    rows += case.errors(*args)
+            yield CheckRow(case.name, str(dtype)[6:], backend, *max(rows, key=lambda row: row[0] / row[1]))
+    for dtype in DTYPES:
+        yield _check_info_nce(dtype, torch.Generator().manual_seed(seed))
+
+
+def _to(a: object, device: str) -> object:
+    if isinstance(a, list):
+        return [x.to(device) for x in a]
+    return a.to(device) if isinstance(a, Tensor) else a
+
+
+def check_command(backend: str | None = None, device: str = "cpu") -> int:
+    """Print :func:`check`; 0 if every op is inside its tolerance, else 1."""
+    start = time.perf_counter()
+    failed = 0
+    print(f"{'op':<20} {'dtype':<9} {'backend':<8} {'error':>9} {'tolerance':>10}")
+    with backends.use_backend(backend or backends.current()):
+        isa = f", instruction set {_library.isa()}" if _library.isa() else ""
+        for row in check(device):
+            failed += not row.passed
+            verdict = "ok" if row.passed else "WRONG"
+            print(f"{row.op:<20} {row.dtype:<9} {row.backend:<8} {row.error:>9.1e} {row.tolerance:>10.1e}  {verdict}")
+    print(f"{'all ops agree with float64' if not failed else f'{failed} rows are wrong'}"
+          f" ({time.perf_counter() - start:.1f} s{isa})")  # fmt: skip
+    return 1 if failed else 0
