@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avfast.engine.inputs import InputPipeline
+from avfast.engine.sources import readable
 from avfast.errors import AvfastError
 from avfast.evaluate import Score, cross_modal_retrieval, knn_accuracy, linear_probe
 from avfast.methods import Method
@@ -21,13 +22,14 @@ NO_TEST = "no test split"
 
 @dataclass
 class Embedded:
-    """One split through one model: embeddings and features by modality, labels and positions, all on the
-    CPU."""
+    """One split through one model: embeddings and features by modality, labels and positions, all on the CPU,
+    and the clips that could not be read."""
 
     embeddings: dict[str, Tensor]
     features: dict[str, Tensor]
     labels: Tensor
     index: Tensor
+    errors: dict[str, int]
 
 
 @torch.no_grad()
@@ -36,8 +38,8 @@ def embed_split(method: Method, pipeline: InputPipeline, loader: DataLoader) -> 
     was_training = method.training
     method.eval()
     rows: dict[tuple[str, str], list[Tensor]] = {}
-    labels, index = [], []
-    for batch in loader:
+    labels, index, errors = [], [], {}
+    for batch in readable(loader, errors):
         features = method.features(pipeline(batch))
         for group, values in (("features", features), ("embeddings", method.project(features))):
             for name, value in values.items():
@@ -49,7 +51,7 @@ def embed_split(method: Method, pipeline: InputPipeline, loader: DataLoader) -> 
     pick = {
         g: {name: z for (group, name), z in joined.items() if group == g} for g in ("embeddings", "features")
     }
-    return Embedded(pick["embeddings"], pick["features"], torch.cat(labels), torch.cat(index))
+    return Embedded(pick["embeddings"], pick["features"], torch.cat(labels), torch.cat(index), errors)
 
 
 @torch.no_grad()
@@ -65,7 +67,7 @@ def calibrate_batchnorm(method: Method, pipeline: InputPipeline, loader: DataLoa
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # cumulative average
-    for batch in loader:
+    for batch in readable(loader):
         if len(batch["index"]) > 1:
             twin.features(pipeline(batch))
     for module, momentum in zip(norms, momenta, strict=True):

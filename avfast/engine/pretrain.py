@@ -27,7 +27,14 @@ from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.report import RunSummary, Section, headline, write_report
 from avfast.engine.signals import Budget, StopRequest
-from avfast.engine.sources import DataBundle, build_dataset, evaluation_loader, fits_in_memory, open_data
+from avfast.engine.sources import (
+    DataBundle,
+    build_dataset,
+    evaluation_loader,
+    fits_in_memory,
+    open_data,
+    readable,
+)
 from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError, ConfigError
 from avfast.evaluate import ShuffledPairs, shuffled_order
@@ -84,7 +91,8 @@ def pretrain(
     accelerator = build_accelerator(request.device, config.run.precision)
     tell = say if accelerator.is_main_process else (lambda line: None)
     with ExitStack() as stack:
-        job = _Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
+        with accelerator.main_process_first():  # demo clips and file hashes are written once
+            job = _Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
         plan_lines = job.plan()
         if request.dry_run:
             tell("dry run: nothing was written")
@@ -244,7 +252,7 @@ class _Job:
             device=str(self.accelerator.device),
             seconds=self.seconds,
             rows=trained.rows,
-            errors=trained.errors,
+            errors=trained.errors | (embedded.errors if embedded is not None else {}),
             pictures=self._pictures(trained, control, pipeline, embedded),
         )
         if not summary.pictures:
@@ -295,7 +303,7 @@ class _Job:
 
 def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tensor]:
     frames, spectrograms = [], []
-    for batch in loader:
+    for batch in readable(loader):
         frames.append(batch["frames"])
         spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
     return torch.cat(frames), torch.cat(spectrograms)

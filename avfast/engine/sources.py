@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
+from avfast.data.dataset import collate
 from avfast.engine.config import DataConfig
 from avfast.errors import AvfastError, DataError
 from avfast.methods import Inputs
@@ -84,13 +85,13 @@ def fits_in_memory(bundle: DataBundle, inputs: Inputs, data: DataConfig) -> bool
 def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pin_memory: bool) -> DataLoader:
     """Batches in the sampler's order; creating an iterator leaves the global generator alone (exact
     resume)."""
-    return _own_generator(build_loader(dataset, sampler, workers=data.workers, pin_memory=pin_memory))
+    return _adapted(build_loader(dataset, sampler, workers=data.workers, pin_memory=pin_memory))
 
 
 def evaluation_loader(dataset: Any, batch_size: int) -> DataLoader:
     """Every clip once, in order, read in this process."""
     sampler = _SamePass(len(dataset), seed=0, batch_size=batch_size, shuffle=False, drop_last=False)
-    return _own_generator(build_loader(dataset, sampler))
+    return _adapted(build_loader(dataset, sampler))
 
 
 class _SamePass(EpochSampler):
@@ -101,7 +102,36 @@ class _SamePass(EpochSampler):
         return super().__iter__()
 
 
-def _own_generator(loader: DataLoader) -> DataLoader:
+def collate_readable(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples; when none of them could be read, a batch of no clips that still says what failed.
+
+    One broken file that ends up alone in the last batch of a split must not end a run.
+    """
+    samples = list(samples)
+    if any("frames" in sample for sample in samples):
+        return collate(samples)
+    return {"index": torch.zeros(0, dtype=torch.int64), "errors": [e for s in samples for e in s["errors"]]}
+
+
+def readable(loader: DataLoader, errors: dict[str, int] | None = None) -> Iterator[dict[str, Any]]:
+    """The batches of `loader` that hold a clip; failures are added to `errors`.
+
+    Raises:
+        DataError: no clip at all could be read.
+    """
+    count = 0
+    for batch in loader:
+        if errors is not None:
+            count_errors(errors, batch["errors"])
+        if len(batch["index"]):
+            count += 1
+            yield batch
+    if not count:
+        raise DataError("no clip of a split could be read; avfast media-scan names the files and the causes")
+
+
+def _adapted(loader: DataLoader) -> DataLoader:
+    loader.collate_fn = collate_readable
     # Every iterator draws a base seed for its workers. From the global generator that draw would shift
     # dropout after a resume in mid-epoch, which makes one iterator more than the uninterrupted run.
     loader.generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from avfast.engine.inputs import InputPipeline
+from avfast.engine.sources import readable
 from avfast.evaluate import cross_modal_retrieval
 from avfast.methods import Method
 
@@ -27,7 +28,7 @@ class Validator:
         method.eval()
         total, count = 0.0, 0
         parts: dict[str, list[torch.Tensor]] = {}
-        for batch in self.loader:
+        for batch in readable(self.loader):
             size = len(batch["index"])
             output = method.validation_step(pipeline(batch))
             total, count = total + output.loss.item() * size, count + size
