@@ -253,9 +253,8 @@ def main() -> int:
             failed += problems(version, measured, budgets.get(half, {}))
     if options.update:
         text = json.dumps(budgets, indent=1)
-        BUDGETS.write_text(
-            re.sub(r"\{\s+(\"registers\": \d+,)\s+(\"shared\": \d+)\s+\}", r"{\1 \2}", text) + "\n"
-        )
+        one_line = re.sub(r'\{\s+("registers": \d+,)\s+("shared": \d+)\s+\}', r"{\1 \2}", text)
+        BUDGETS.write_text(one_line + "\n")
     for line in failed:
         print(f"over budget: {line}")
     return 1 if failed else SKIPPED if options.only and skipped else 0

@@ -50,7 +50,7 @@ moments_kernel(const T* x, const __grid_constant__ Slices s, Acc<T> limit, Parti
   }
 
   Chains<A, O, V> chains;
-  int zeros[walk.channels] = {};
+  unsigned nonzero[walk.channels] = {};
   unsigned alive = 0;  // channels seen alive in the sample this thread is in
   int current = 0;
   Pack<T, V> pack[unroll];
@@ -69,9 +69,9 @@ moments_kernel(const T* x, const __grid_constant__ Slices s, Acc<T> limit, Parti
           const A d = v - shift[c];
           chains.add(u, j, d, d);
           if constexpr (Count) {
-            const bool zero = fabs(v) <= limit;  // false for NaN
-            zeros[c] += zero;
-            alive |= unsigned(!zero) << c;
+            const unsigned bit = !(fabs(v) <= limit);  // NaN is not zero
+            nonzero[c] += bit;
+            alive |= bit << c;
           }
         }
       });
@@ -94,7 +94,7 @@ moments_kernel(const T* x, const __grid_constant__ Slices s, Acc<T> limit, Parti
       }
     }
     if constexpr (Count) {
-      v[2] = zeros[c];
+      v[2] = terms - double(nonzero[c]);
       if (flags)
         for (int i = walk.lane; i < walk.samples; i += walk.lanes)
           v[3] += double(!(live[i * s.tile_packs + walk.column] >> c & 1));

@@ -63,7 +63,7 @@ struct Pack {
     } else {
       uint4 raw;
       memcpy(&raw, v, sizeof raw);
-      *reinterpret_cast<uint4*>(p) = raw;
+      __stwb(reinterpret_cast<uint4*>(p), raw);  // the default policy; a plain store would be split into words
     }
   }
 };

@@ -153,6 +153,8 @@ template <typename T>
 inline T atomicAdd(T* p, T v) { const T old = *p; *p += v; return old; }
 template <typename T>
 inline T __ldg(const T* p) { return *p; }
+template <typename T>
+inline void __stwb(T* p, T v) { *p = v; }
 
 inline float __uint_as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline float __int_as_float(int32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
