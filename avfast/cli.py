@@ -74,7 +74,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     check = add(
         "check", _check, "run every op against its reference here; print error, tolerance and backend"
     )
-    check.add_argument("--op", help="only this op")
+    check.add_argument("--backend", help="check this backend; by default the one each op would choose")
+    check.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
     bench = add("bench", _bench, "time the ops against eager PyTorch and torch.compile")
     bench.add_argument("names", nargs="*", help="benchmarks to run; all without names")
@@ -151,20 +152,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _env(arguments: argparse.Namespace) -> int:
     from avfast import env
 
-    return env.main() or 0
+    return env.main()
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from avfast.testing import check_command
 
-    return check_command(arguments.op) or 0
+    return check_command(arguments.backend, arguments.device)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from avfast.benches.quick import bench_command
 
     try:
-        return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick) or 0
+        return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick)
     except ValueError as error:
         raise ConfigError(f"avfast bench: {error}") from error
 

@@ -112,6 +112,14 @@ def test_a_spent_budget_stops_after_the_step_under_way_and_saves(tmp_path):
     assert result.rows[-1]["kind"] == "val"  # evaluated where it stopped
 
 
+def test_a_new_run_leaves_no_checkpoint_of_the_run_it_replaces(tmp_path):
+    make(tmp_path, steps=6).fit(StopRequest(), Budget(None))
+    assert (tmp_path / "checkpoints" / "final.pt").is_file()
+    trainer = make(tmp_path, steps=50)
+    result = trainer.fit(StopAt(trainer, 3), Budget(None))
+    assert set(result.checkpoints) == {"last"} and not (tmp_path / "checkpoints" / "best.pt").exists()
+
+
 def test_validation_changes_nothing(tmp_path):
     trainer = make(tmp_path)
     trainer.fit(StopAt(trainer, 3), Budget(None))

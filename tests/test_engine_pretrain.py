@@ -253,3 +253,29 @@ def test_clips_without_labels_and_a_broken_file(tmp_path, capsys):
     assert "not available: needs labels" in text and "R@1 audio->video instance-level" in text
     assert "clips that could not be read: 0 files" not in text and "unreadable" in text
     assert "no labels" in capsys.readouterr().out
+
+
+def test_two_processes_train_one_model_and_one_report(tmp_path, capsys):
+    words = ["steps=4", *SMALL, "batch_size=8", "save_every=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "avfast",
+    ]
+    done = subprocess.run(
+        [*launch, *arguments(tmp_path, *words)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("written:") == 1 and "8 clips x 2 processes, 3 steps per epoch" in done.stdout
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert [r["step"] for r in rows if r["kind"] == "train"] == [1, 2, 3, 4]
+    state = load_checkpoint(tmp_path / "checkpoints" / "final.pt")
+    assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
+    assert main(arguments(tmp_path, "--resume", "auto", *words)) == 2
+    assert "processes: 2 -> 1" in capsys.readouterr().err

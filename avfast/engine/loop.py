@@ -100,6 +100,9 @@ class Trainer:
         """Train until the last step, a signal or the end of the budget; the state on disk is complete
         afterwards."""
         budget.start()
+        if self.step == 0 and self.accelerator.is_main_process:
+            for name in ("last", "best", "final"):  # of a run that this one replaces
+                (self.out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         stopped = "finished"
         quiet = not self.accelerator.is_main_process
         with Progress(self.steps, self.kind, start=self.step, quiet=quiet) as progress:
@@ -211,6 +214,11 @@ class Trainer:
             return
         with self.accelerator.autocast():
             row = self.validator(self.method, self.pipeline)
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            # Running statistics differ a little between processes; one of them decides what is best for all.
+            row = broadcast_object_list([row])[0]
         self.journal.write("val", step=self.step, **row)
         shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items())
         progress.say(f"{self.kind} {self.step}/{self.steps}  validation: {shown}")
