@@ -41,6 +41,22 @@ def test_triton_budgets():
     run_child("triton")
 
 
+def test_element_wise_kernels_move_16_bytes_at_a_time(tmp_path):
+    """A copy the compiler takes apart into words costs bandwidth and nothing else would show it."""
+    try:
+        nvcc = aot_child.find_nvcc()
+    except aot_child.Unavailable as reason:
+        pytest.skip(str(reason))
+    source, out = KERNELS / "batch_norm" / "channel_apply_cuda.cu", tmp_path / "apply.ptx"
+    subprocess.run([nvcc, *"-O3 -std=c++17 -arch=sm_80 -ptx -o".split(), str(out), str(source)], check=True)
+    kernels = re.split(r"\.entry ", out.read_text())[1:]
+    packed = [k for k in kernels if re.search(r"ld\.global\.\S*v4", k)]
+    assert len(packed) == 12, "forward and backward, rows and lanes, three dtypes"
+    for kernel in packed:
+        stores = re.findall(r"st\.global\.\S+", kernel)
+        assert stores and all("v4" in store for store in stores), kernel.split("(")[0]
+
+
 def test_kernels_include_no_torch():
     """kernels/ is arithmetic alone: torch, ATen and c10 headers belong to csrc/."""
     sources = [p for p in KERNELS.rglob("*") if p.suffix in {".cu", ".cuh", ".h", ".inl", ".cpp"}]

@@ -59,8 +59,9 @@ __global__ void __launch_bounds__(finish_threads) finish_backward_kernel(
   static_cast<A*>(args.dbias)[c] = A(alpha * s1);
   static_cast<A*>(args.dnew_weight)[c] = A(rest * s2);
   static_cast<A*>(args.dnew_bias)[c] = A(rest * s1);
-  static_cast<A*>(args.dalpha)[c] = A(
-      (number<A>(p.weight, c) - number<A>(p.new_weight, c)) * s2 + (number<A>(p.bias, c) - number<A>(p.new_bias, c)) * s1);
+  const double scale_gap = number<A>(p.weight, c) - number<A>(p.new_weight, c);
+  const double shift_gap = number<A>(p.bias, c) - number<A>(p.new_bias, c);
+  static_cast<A*>(args.dalpha)[c] = A(scale_gap * s2 + shift_gap * s1);
 }
 
 }  // namespace

@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(1024) bn_scan_kernel(const __grid_constant__ B
   if (non_finite) atomicAdd(&counts[1], non_finite);
   if (collapsed) atomicAdd(&counts[2], collapsed);
   __syncthreads();
-  if (threadIdx.x < bn_counts) args.counts[static_cast<int64_t>(blockIdx.x) * bn_counts + threadIdx.x] = counts[threadIdx.x];
+  int32_t* out = args.counts + static_cast<int64_t>(blockIdx.x) * bn_counts;
+  if (threadIdx.x < bn_counts) out[threadIdx.x] = counts[threadIdx.x];
 }
 
 }  // namespace

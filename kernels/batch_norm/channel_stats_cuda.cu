@@ -4,9 +4,9 @@
 // per block around a shift (channel_moments.cuh), and combine the slices of a channel with one warp in double.
 //
 // Cost model: the bytes of x once; 24 bytes per channel and slice written and read again (a slice is 4096 elements or
-// more, so under 0.6 % of a 16-bit x on small inputs and under 0.1 % on large ones); two launches. About seven
-// instructions per element: at 16 bits that is some 60 % of an H100's issue slots at full bandwidth, so it stays
-// bandwidth-bound. Not yet measured on a GPU.
+// more, so under 0.6 % of a 16-bit x on small inputs and under 0.1 % on large ones); two launches. Ten (rows) to fourteen
+// (lanes) instructions per 16-bit element, counted in sm_90 machine code: 60 to 80 % of an H100's issue slots at full
+// bandwidth, so memory should stay the limit. Not yet measured on a GPU.
 //
 // A sample is dead when |x| <= threshold on all of its positions. Blocks that hold whole samples count them; where one
 // map is cut into segments, each says whether it is all zero and the second kernel asks for all segments of a sample.

@@ -34,7 +34,12 @@ struct dim3 {
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719,
+};
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -165,7 +170,8 @@ inline cudaError_t cudaGetLastError() { return std::exchange(emulator::machine.l
 
 template <typename... Params, typename... Args>
 inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-  if (config->blockDim.x % 32 || config->blockDim.x > 1024 || config->gridDim.x == 0) return cudaErrorInvalidConfiguration;
+  const unsigned threads = config->blockDim.x;
+  if (threads % 32 || threads > 1024 || config->gridDim.x == 0) return cudaErrorInvalidConfiguration;
   auto& machine = emulator::machine;
   machine.body = [&] { kernel(args...); };
   blockDim = config->blockDim;
