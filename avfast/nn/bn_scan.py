@@ -40,8 +40,6 @@ class ScanPlan:
         if not layers:
             _check.fail("ScanPlan", "model", "a module with at least one batch-norm layer", type(model).__name__)
         self.names = tuple(name or type(layer).__name__ for name, layer in layers)
-        self.sizes = tuple(layer.num_features for _, layer in layers)
-        self.channels = sum(self.sizes)
         # Where each tensor lives, so that a replaced one is noticed at C speed.
         self._homes = [home for _, m in layers for home in (m._parameters, m._parameters, m._buffers, m._buffers)]
         self._keys = [*_KEYS] * len(layers)
@@ -49,6 +47,7 @@ class ScanPlan:
 
     def _build(self) -> None:
         self._tensors = list(map(getitem, self._homes, self._keys))
+        self._measure()
         devices = {t.device for t in self._tensors if t is not None}
         if len(devices) > 1:
             _check.fail("ScanPlan", "model", "batch-norm layers on one device", ", ".join(sorted(map(str, devices))))
@@ -59,6 +58,11 @@ class ScanPlan:
             with torch.no_grad():
                 self._number = ops.make_plan(*self._lists(self._tensors))
             self._release = weakref.finalize(self, ops.release_plan, self._anchor, self._number)
+
+    def _measure(self) -> None:
+        sizes = [0 if t is None else t.numel() for t in self._tensors]
+        self.sizes = tuple(max(sizes[i : i + 4]) for i in range(0, len(sizes), 4))
+        self.channels = sum(self.sizes)
 
     def _lists(self, tensors: list[torch.Tensor | None]) -> list[list[torch.Tensor]]:
         """One list per kind; an empty tensor stands for one a layer does not have."""
@@ -79,8 +83,13 @@ class ScanPlan:
                 self._release()
             self._build()
         if self._number is not None and backends.current() in ("auto", "cpp", "cuda"):
-            return ops.Scan(*ops.scan_planned(self._anchor, self._number, threshold))
-        return ops.Scan(*ops.scan(*self._lists([None if t is None else t.detach() for t in self._tensors]), threshold))
+            scan = ops.Scan(*ops.scan_planned(self._anchor, self._number, threshold))
+        else:
+            tensors = [None if t is None else t.detach() for t in self._tensors]
+            scan = ops.Scan(*ops.scan(*self._lists(tensors), threshold))
+        if len(scan.score) != self.channels:  # parameters were pruned in place
+            self._measure()
+        return scan
 
 
 def scan_batchnorm(model: nn.Module, *, threshold: float = 1e-10, plan: ScanPlan | None = None) -> BatchNormReport:
@@ -113,4 +122,5 @@ def scan_batchnorm(model: nn.Module, *, threshold: float = 1e-10, plan: ScanPlan
     if not 0 <= threshold < float("inf"):
         _check.number("scan_batchnorm", "threshold", threshold, at_least=0.0)
     plan = plan or ScanPlan(model)
-    return BatchNormReport(plan.names, plan.sizes, threshold, plan.scan(threshold))
+    scan = plan.scan(threshold)
+    return BatchNormReport(plan.names, plan.sizes, threshold, scan)

@@ -112,8 +112,9 @@ def bn_scan_command(
     path = Path(target)
     lacks: list[str] = []
     if ":" in target and not path.exists():
+        model = load_model(target)
         try:
-            report = scan_batchnorm(load_model(target), threshold=threshold)
+            report = scan_batchnorm(model, threshold=threshold)
         except ValueError as error:
             print(f"{target}: {error}", file=sys.stderr)
             return 1

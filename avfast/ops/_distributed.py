@@ -13,6 +13,9 @@ import warnings
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _check
 
 
 def world(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
@@ -31,9 +34,10 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         rank, size = world(ctx.group)
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # the incoming one is not ours to change
         # gloo has no reduce-scatter, so sum everything and keep this process's rows.
         dist.all_reduce(grad, group=ctx.group)
         return grad.chunk(size)[rank], None
@@ -55,6 +59,21 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Sum over processes; backward sums the gradients over processes too."""
     return _AllReduceSum.apply(x, group)
+
+
+def require_even(op: str, argument: str, x: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Every process must bring as many rows: a gather of uneven ones aborts under gloo and hangs under NCCL.
+
+    Costs one integer per process, and on a GPU one wait of the host. The answer cannot be kept from call to call: a
+    process that trusts its memory while another asks would wait for ever.
+    """
+    _, size = world(group)
+    if size > 1:
+        counts = torch.empty(size, dtype=torch.int64, device=x.device)
+        dist.all_gather(list(counts.split(1)), counts.new_tensor([len(x)]), group=group)
+        rows = counts.tolist()
+        if len(set(rows)) > 1:
+            _check.fail(op, argument, "the same number of rows on every process when gather=True", rows)
 
 
 def gather_with_gradient(x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[int, Tensor]:

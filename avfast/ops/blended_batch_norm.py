@@ -68,26 +68,18 @@ def blended_batch_norm(
     _check.floating(name, "x", x)
     if x.dim() < 2:
         _check.fail(name, "x", "shape [N, C, *]", tuple(x.shape))
-    channels = x.shape[1]
-    for label, vector in (("weight", weight), ("bias", bias), ("new_weight", new_weight), ("new_bias", new_bias)):
-        _check.vector(name, label, vector, channels, x)
-    _check.floating(name, "alpha", alpha)
-    if alpha.dim() > 1 or (alpha.numel() != 1 and alpha.numel() != channels):
-        _check.fail(name, "alpha", f"shape ({channels},), (1,) or ()", tuple(alpha.shape))
     _check.one_of(name, "activation", activation, channel_affine.ACTIVATIONS)
     _check.number(name, "eps", eps, above=0.0)
     running = (running_mean, running_var, new_running_mean, new_running_var)
-    for label, vector in zip(("running_mean", "running_var", "new_running_mean", "new_running_var"), running, strict=True):
-        if vector is not None:
-            _check.vector(name, label, vector, channels, x)
-        elif not training:
-            _check.fail(name, label, "a tensor when training=False", None)
+    affine = _checked_affine(x, weight, bias, new_weight, new_bias, alpha)
+    tracked = any(r is not None for r in running)
+    if tracked or not training:
+        _check_running(x, running, training)
 
     relu = activation == "relu"
-    wide = _layout.accumulation_dtype(x)
-    affine = [p if p.dtype == wide else p.to(wide) for p in (weight, bias, new_weight, new_bias, alpha.reshape(-1))]
+    channels = x.shape[1]
     if not training:
-        scale, shift = _evaluation_affine(affine, [r.to(wide) for r in running], eps)
+        scale, shift = _evaluation_affine(affine, [r.to(affine[0].dtype) for r in running], eps)
         return channel_affine.apply(x, scale, shift, relu)
 
     count = x.numel() // max(channels, 1)
@@ -99,9 +91,31 @@ def blended_batch_norm(
         y, mean, var = _BlendedBatchNorm.apply(x, *affine, eps, relu)
     else:
         y, mean, var = _forward(x, *affine, eps, relu)
-    if count > 1:
+    if tracked and count > 1:
         _update(running, mean.detach(), var.detach() * (count / (count - 1)), momentum)
     return y
+
+
+def _checked_affine(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """The five parameters as vectors in the accumulation type. The usual case costs a comparison each."""
+    wide, device, shape = _layout.accumulation_dtype(x), x.device, x.shape[1:2]
+    if all(p.shape == shape and p.dtype is wide and p.device == device for p in parameters):
+        return list(parameters)
+    name, (channels,), alpha = "blended_batch_norm", shape, parameters[-1]
+    for label, vector in zip(("weight", "bias", "new_weight", "new_bias"), parameters, strict=False):
+        _check.vector(name, label, vector, channels, x)
+    _check.floating(name, "alpha", alpha)
+    if alpha.dim() > 1 or (alpha.numel() != 1 and alpha.numel() != channels):
+        _check.fail(name, "alpha", f"shape ({channels},), (1,) or ()", tuple(alpha.shape))
+    return [p.to(wide) for p in (*parameters[:-1], alpha.reshape(-1))]
+
+
+def _check_running(x: Tensor, running: tuple[Tensor | None, ...], training: bool) -> None:
+    for label, vector in zip(("running_mean", "running_var", "new_running_mean", "new_running_var"), running, strict=True):
+        if vector is not None:
+            _check.vector("blended_batch_norm", label, vector, x.shape[1], x)
+        elif not training:
+            _check.fail("blended_batch_norm", label, "a tensor when training=False", None)
 
 
 def _evaluation_affine(affine: list[Tensor], running: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,18 +17,31 @@ class ChannelStats(NamedTuple):
 
     Attributes:
         mean, var: float64 ``[C]``; the variance is biased (divided by the count). NaN where the count is 0.
-        zero_fraction: float64 ``[C]``, share of elements with ``|x| <= dead_threshold``.
-        dead_fraction: float64 ``[C]``, share of samples of which every element is zero in that sense.
+        zeros: int64 ``[C]``, elements with ``|x| <= dead_threshold``.
+        dead: int64 ``[C]``, samples of which every element is zero in that sense.
         count: elements per channel (N times the positions).
         samples: samples (N).
+
+    >>> (channel_stats(torch.zeros(2, 1)) + channel_stats(torch.ones(2, 1))).mean.tolist()
+    [0.5]
     """
 
     mean: Tensor
     var: Tensor
-    zero_fraction: Tensor
-    dead_fraction: Tensor
+    zeros: Tensor
+    dead: Tensor
     count: int
     samples: int
+
+    @property
+    def zero_fraction(self) -> Tensor:
+        """Float64 ``[C]``, share of elements that are zero; 0 where there are none."""
+        return self.zeros.double() / max(self.count, 1)
+
+    @property
+    def dead_fraction(self) -> Tensor:
+        """Float64 ``[C]``, share of samples that are dead; 0 where there are none."""
+        return self.dead.double() / max(self.samples, 1)
 
     def __add__(self, other: ChannelStats) -> ChannelStats:  # type: ignore[override]
         if not isinstance(other, ChannelStats):
@@ -36,14 +50,18 @@ class ChannelStats(NamedTuple):
             _check.fail("ChannelStats.__add__", "other", f"{len(self.mean)} channels", len(other.mean))
         if not other.count or not self.count:
             return self if self.count else other
-        count, samples = self.count + other.count, self.samples + other.samples
-        share = other.count / count
-        gap = other.mean - self.mean
         # Chan's formula, with the weights as shares so that large counts lose nothing.
+        count = self.count + other.count
+        share, gap = other.count / count, other.mean - self.mean
         var = self.var + (other.var - self.var) * share + gap.square() * (share * (1 - share))
-        zero = self.zero_fraction + (other.zero_fraction - self.zero_fraction) * share
-        dead = self.dead_fraction + (other.dead_fraction - self.dead_fraction) * (other.samples / samples)
-        return ChannelStats(self.mean + gap * share, var, zero, dead, count, samples)
+        return ChannelStats(
+            self.mean + gap * share,
+            var,
+            self.zeros + other.zeros,
+            self.dead + other.dead,
+            count,
+            self.samples + other.samples,
+        )
 
 
 def channel_stats(x: Tensor, *, dead_threshold: float = 0.0) -> ChannelStats:
@@ -72,12 +90,11 @@ def channel_stats(x: Tensor, *, dead_threshold: float = 0.0) -> ChannelStats:
     if not isinstance(x, Tensor) or x.dtype not in _check.FLOATS or x.dim() < 2 or x.layout is not torch.strided:
         _check.floating("channel_stats", "x", x)
         _check.fail("channel_stats", "x", "shape [N, C, *]", tuple(x.shape))
-    if not 0 <= dead_threshold < float("inf"):
+    if not 0 <= dead_threshold < math.inf:
         _check.number("channel_stats", "dead_threshold", dead_threshold, at_least=0.0)
-    mean, var, zeros, dead = _forward(x.detach() if x.requires_grad else x, dead_threshold)
     samples, channels = x.shape[0], x.shape[1]
     count = x.numel() // channels if channels else 0
-    return ChannelStats(mean, var, zeros / count if count else zeros.double(), dead / max(samples, 1), count, samples)
+    return ChannelStats(*_forward(x.detach() if x.requires_grad else x, dead_threshold), count, samples)
 
 
 def _fake(x: Tensor, dead_threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backends import refuse_unless_reference
 from ..reference import contrastive as reference
 from . import _check, _registry
-from ._distributed import gather_with_gradient, warn_if_not_gathering
+from ._distributed import gather_with_gradient, require_even, warn_if_not_gathering
 
 
 def info_nce(
@@ -34,7 +34,8 @@ def info_nce(
 
     Args:
         z_a, z_b: features ``[N, D]``, any float dtype, same shape, dtype and device; computed in at least float32.
-        temperature: positive number, or a 0-d tensor (which may be learned).
+        temperature: positive number, or a 0-d tensor (which may be learned; its value is not checked, since reading it
+            would wait for a GPU).
         distance: ``"cosine"`` or ``"l2"``.
         normalize: scale rows to unit length first.
         gather: use the features of all processes as negatives, with the gradient flowing to each of them. After DDP
@@ -46,7 +47,8 @@ def info_nce(
         A scalar, or ``[N]`` for ``reduction="none"``; float32, or float64 for float64 features.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, option, empty batch, or a temperature that is not positive.
+        TypeError, ValueError: wrong dtype, shape, option, empty batch, processes with different N, or a number as
+            temperature that is not positive.
 
     >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0).item(), 4)
     0.7437
@@ -69,6 +71,7 @@ def info_nce(
 
     offset, all_a, all_b = 0, None, None
     if gather:
+        require_even(name, "z_a", z_a, process_group)
         offset, all_a = gather_with_gradient(z_a, process_group)
         _, all_b = gather_with_gradient(z_b, process_group)
     else:
