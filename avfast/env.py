@@ -61,6 +61,7 @@ def facts() -> dict[str, str]:
     import torch
 
     from . import __version__, _library, backends
+    from .errors import BackendError
     from .ops import _registry
 
     info = build_info()
@@ -77,16 +78,25 @@ def facts() -> dict[str, str]:
         rows["instruction set"] = f"{_library.isa()} (this machine has {', '.join(has)})"
         rows["compiled by"] = f"{info['compiler']}, headers of torch {info['torch_headers']}, ABI {info['abi_target']}"
         rows["flags"] = str(info["flags"])
-        cuda = f"{info['cuda']} for sm {', '.join(info['cuda_archs'])}" if info["cuda"] else f"no: {info['cuda_reason']}"
-        rows["cuda kernels"] = cuda
+        rows["cuda kernels"] = _cuda_kernels(info)
     elif _library.loaded:
         rows["introspection"] = f"_native was not built for Python {sys.version_info.major}.{sys.version_info.minor}"
     rows["backend"] = backends.current()
     for op in _registry.public_ops():
-        rows[f"  {op}"] = str(backends.explain(op).chosen)
+        try:
+            rows[f"  {op}"] = backends.explain(op).chosen
+        except BackendError as error:  # the backend chosen by name cannot take it: part of the report
+            rows[f"  {op}"] = str(error)
     rows["optional"] = ", ".join(f"{name} {version_of(name)}" for name in OPTIONAL)
-    rows["environment"] = ", ".join(f"{k}={os.environ[k]}" for k in VARIABLES if k in os.environ) or "nothing set"
+    rows["environment"] = ", ".join(f"{k}={os.environ[k]}" for k in VARIABLES if os.environ.get(k)) or "nothing set"
+    rows["defaults"] = ", ".join(f"{k}={text(k)}" for k in VARIABLES if not os.environ.get(k)) or "none in force"
     return rows
+
+
+def _cuda_kernels(info: dict[str, object]) -> str:
+    if info["cuda"]:
+        return f"{info['cuda']} for sm {', '.join(info['cuda_archs'])}"
+    return f"no: {info['cuda_reason'] or 'nvcc was found but did not compile them; the build log says why'}"
 
 
 def main() -> int:
