@@ -92,7 +92,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write (default: demo)"
     )
     demo.add_argument(
-        "--budget", default="60s", metavar="TIME", help="limit for training and its control, e.g. 45s"
+        "--budget", default="120s", metavar="TIME", help="limit for training and its control (default: 120s)"
     )
     demo.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     demo.add_argument("--seed", type=int, default=0)

@@ -125,6 +125,18 @@ def test_demo_data_then_media_scan_finds_what_was_planted(capsys, tmp_path):
     assert (tmp_path / "good.json").is_file() and (tmp_path / "bad.json").is_file()
 
 
+def test_env_and_check_run(capsys):
+    assert main(["env"]) == 0
+    assert "torch" in capsys.readouterr().out
+    assert main(["check", "--backend", "torch"]) == 0
+    assert "info_nce" in capsys.readouterr().out
+    assert "nonsense" in refused(capsys, "check", "--backend", "nonsense")
+
+
+def test_bn_scan_names_what_it_cannot_find(capsys, tmp_path):
+    assert "does not exist" in refused(capsys, "bn-scan", str(tmp_path / "gone.pt"))
+
+
 def test_module_entry_point():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "avfast", "nonsense"]

@@ -155,6 +155,11 @@ torch.save(z, {str(learned / "z.pt")!r})
     assert set(card["modules"]) == {"audio", "audio_head", "visual", "visual_head"}
 
 
+def test_the_exported_encoder_can_be_scanned(learned, capsys):
+    assert main(["bn-scan", str(learned / "export" / "visual" / "model.safetensors")]) == 0
+    assert "of 720 channels" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_killed_in_mid_epoch_then_resumed_equals_uninterrupted(tmp_path, capsys):
     steps = ["steps=14", "save_every=4", *SMALL]  # epochs have 3 steps
     assert main(arguments(tmp_path / "whole", *steps)) == 0

@@ -45,20 +45,17 @@ def curves(
         loss.axhline(value, lw=0.8, ls="--", color="grey")
         loss.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     loss.set_title("loss")
-    loss.legend(fontsize=8)
     key = "R@1_audio_video_instance"
     recall.plot(*_series(val, key), marker="o", ms=3, label="validation")
     recall.plot(
         *_series([r for r in control if r["kind"] == "val"], key), ls=":", label="after shuffled pairs"
     )
     recall.set_title("audio->video R@1, instance-level, validation")
-    recall.legend(fontsize=8)
     for name in train[-1]["collapse"] if train else ():
         rank.plot(
             [r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name
         )
     rank.set_title("effective rank of a batch (1 = collapse)")
-    rank.legend(fontsize=8)
     steps = [r["step"] for r in train]
     times.stackplot(
         steps,
@@ -67,8 +64,9 @@ def curves(
         labels=["data", "compute"],
     )
     times.set_title("milliseconds per step")
-    times.legend(fontsize=8)
     for axis in axes.flat:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     return _save(figure, path)

@@ -119,7 +119,7 @@ class Trainer:
                     self.step % n == 0 for n in (run.log_every, run.eval_every, run.save_every)
                 ):
                     self._require_finite(output)
-                if self.step % run.log_every == 0 or last:
+                if self.step % run.log_every == 0 or (stopped and interval.outputs):
                     self._log(interval, progress)
                     interval = Interval()
                 if self.step % run.eval_every == 0 or last:
