@@ -48,16 +48,11 @@ def apply(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
 
 
 class _ChannelAffine(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-        return _forward(x, scale, shift, relu)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, scale, shift, ctx.relu = inputs
+    def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
+        ctx.relu = relu
+        return _forward(x, scale, shift, relu)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -13,7 +13,6 @@
 //
 // Reference: avfast.reference.batch_norm.channel_stats. The comparison is that of double(|x|) <= threshold.
 
-#include <cmath>
 
 #include "channel_moments.cuh"
 
@@ -51,10 +50,9 @@ finish_stats_kernel(const __grid_constant__ ChannelStatsArgs args, const __grid_
   }
 }
 
-// The largest float at or below the threshold: for a float x, x <= this and double(x) <= threshold agree.
+// torch compares a float tensor with a number rounded to float; so do we, or 0.1f would be above a threshold of 0.1.
 double float_limit(double threshold) {
-  const float nearest = static_cast<float>(threshold);
-  return double(nearest) > threshold ? std::nextafter(nearest, -INFINITY) : nearest;
+  return static_cast<float>(threshold);
 }
 
 }  // namespace

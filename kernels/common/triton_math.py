@@ -33,16 +33,13 @@ def finite_or_zero(x):
 
 
 def limit_bits(threshold: float, wide: np.dtype) -> int:
-    """Bits of the largest `wide` number at or below the threshold; -1, below every magnitude, if there is
-    none.
+    """Bits of the threshold rounded to `wide`, as torch rounds it; -1, below every magnitude, if it is negative.
 
-    For x of that type, ``magnitude_bits(x) <= limit_bits(t)`` and ``float(abs(x)) <= t`` say the same.
+    For x of that type, ``magnitude_bits(x) <= limit_bits(t)`` and ``abs(x) <= t`` in torch say the same.
     """
     if not threshold >= 0:
         return -1
     wide = np.dtype(wide)
     with np.errstate(over="ignore"):
         nearest = wide.type(threshold)
-    if float(nearest) > threshold:
-        nearest = np.nextafter(nearest, wide.type(0))
     return int(abs(nearest).view(np.int64 if wide.itemsize == 8 else np.int32))
