@@ -6,7 +6,12 @@ import json
 import time
 from pathlib import Path
 
+import torch
+
+from avfast.engine.build import build_method
 from avfast.engine.checkpoint import write_atomic
+from avfast.engine.config import parse_config
+from avfast.engine.plan import probe_step
 from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.report import RunSummary, Section
 from avfast.errors import DataError, MissingDependency
@@ -39,7 +44,12 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
         words=[f"run.seed={seed}"],
     )  # fmt: skip
 
+    threads = torch.get_num_threads()
+    chosen = _faster_threads(request)
+
     def sections(summary: RunSummary, method: Method) -> list[Section]:
+        summary.notes.append(f"trained with {chosen} of {threads} threads")
+        torch.set_num_threads(threads)
         _say("4. batch-norm scan of the encoders just trained")
         bn = _bn_scan(method, summary.out)
         _say("5. kernels on this machine")
@@ -49,12 +59,33 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
             Section("Kernels", _kernels(summary.out)),
         ]
 
-    summary = pretrain(request, extra=sections)
+    try:
+        summary = pretrain(request, extra=sections)
+    finally:
+        torch.set_num_threads(threads)
     if summary is not None:
         _say(f"done in {time.monotonic() - began:.0f} s; written:")
         for path in summary.files:
             print(f"  {path}")
     return 0
+
+
+def _faster_threads(request: Request) -> int:
+    """Set the number of CPU threads to all, or to one unless that is much slower right now.
+
+    A network this small gains little from a second thread and, when the machine gets other work, waits long
+    for it.
+    """
+    config = parse_config(request.recipe, request.words)
+    method = build_method(config)
+    everything = torch.get_num_threads()
+    times = {}
+    for count in {everything, 1}:
+        torch.set_num_threads(count)
+        times[count], _ = probe_step(config, method, torch.device("cpu"))
+    best = 1 if times[1] < 1.5 * times[everything] else everything
+    torch.set_num_threads(best)
+    return best
 
 
 def _say(text: str) -> None:

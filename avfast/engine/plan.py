@@ -95,7 +95,7 @@ def make_plan(
     parameters = sum(p.numel() for p in method.parameters())
     moments = 2 if config.optim.name.startswith("adam") else 1
     state_bytes = 4 * (parameters + trainable * (1 + moments))
-    step_seconds, activation_bytes = _probe_step(config, method, device)
+    step_seconds, activation_bytes = probe_step(config, method, device)
     clips = {name: len(part) for name, part in bundle.splits.items() if part is not None}
     notes = list(method.notes())
     if "val" not in clips:
@@ -123,7 +123,7 @@ def make_plan(
     )
 
 
-def _probe_step(config: TrainConfig, method: Method, device: torch.device) -> tuple[float, int]:
+def probe_step(config: TrainConfig, method: Method, device: torch.device) -> tuple[float, int]:
     """Seconds of one step and bytes kept for its backward pass, scaled up from a small batch."""
     batch_size = config.data.batch_size
     size = min(PROBE_CLIPS, batch_size)
