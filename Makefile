@@ -1,0 +1,39 @@
+# make demo   from nothing to a trained audio-visual model and its report
+# make test   the whole test suite
+# Both build first. PYTHON= chooses the interpreter, VENV= the environment's folder.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* kernels/*/*.h kernels/*/*.inl kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
+
+.PHONY: build demo test bench lint clean
+build: $(VENV)/.built
+
+# Two steps: torch first, because the second is built against it, without isolation.
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch numpy setuptools wheel ninja pybind11
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[train,plots,tb,dev]"
+	$(PY) -m avfast env
+	touch $@
+
+demo: build
+	$(PY) -m avfast demo --out demo
+
+test: build
+	$(PY) -m pytest
+
+# Refuses to record on a busy machine; see benches/README.md.
+bench: build
+	$(PY) -m avfast.benches.run --threads 1,2 --json bench.json
+	$(PY) -m avfast.benches.report bench.json
+
+lint: build
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf $(VENV) build demo bench.json avfast/libavfast.so avfast/_native*.so *.egg-info
