@@ -53,9 +53,7 @@ def arguments(out, *more) -> list[str]:
 def start(out, *more) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "avfast", *arguments(out, *more)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process, out, step) -> None:
@@ -177,9 +175,7 @@ def test_killed_in_mid_epoch_then_resumed_equals_uninterrupted(tmp_path, capsys)
     assert whole["model"].keys() == killed["model"].keys()
     for name, value in whole["model"].items():
         assert torch.equal(value, killed["model"][name]), name
-    one, two = (
-        load_file(tmp_path / n / "export" / "audio" / "model.safetensors") for n in ("whole", "killed")
-    )
+    one, two = (load_file(tmp_path / n / "export" / "audio" / "model.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(v, two[k]) for k, v in one.items())
     rows = [[json.loads(line) for line in open(tmp_path / n / "metrics.jsonl")] for n in ("whole", "killed")]
     losses = [[(r["step"], r["loss"]) for r in part if r["kind"] == "train"] for part in rows]
@@ -284,3 +280,24 @@ def test_two_processes_train_one_model_and_one_report(tmp_path, capsys):
     assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
     assert main(arguments(tmp_path, "--resume", "auto", *words)) == 2
     assert "processes: 2 -> 1" in capsys.readouterr().err
+
+
+def test_a_control_can_be_added_to_a_finished_run_and_is_not_trained_twice(tmp_path, capsys):
+    words = ["steps=4", *SMALL]
+    assert main(arguments(tmp_path, *words)) == 0
+    assert "Shuffled pairs: not run" in (tmp_path / "report.md").read_text()
+    weights = load_checkpoint(tmp_path / "checkpoints" / "final.pt")["model"]
+    assert main(arguments(tmp_path, "--resume", "auto", *words, "control=true")) == 0
+    assert "a second training of 4 steps" in (tmp_path / "report.md").read_text()
+    again = load_checkpoint(tmp_path / "checkpoints" / "final.pt")["model"]
+    assert all(torch.equal(v, again[k]) for k, v in weights.items())
+    capsys.readouterr()
+    assert main(arguments(tmp_path, "--resume", "auto", *words, "control=true")) == 0
+    assert "control: continuing at step 4 of 4" in capsys.readouterr().out
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(arguments(tmp_path, "steps=2", *SMALL)) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "no pictures: matplotlib is not installed" in text and not list(tmp_path.rglob("*.png"))

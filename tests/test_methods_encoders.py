@@ -52,3 +52,17 @@ def test_errors_name_the_cause(tmp_path):
         build_encoder(nn.Conv2d(3, 4, 1), in_channels=3)
     with pytest.raises(ValueError, match=r"expected an output \[B, 5"):
         Encoder(nn.Conv2d(3, 4, 1), channels=5)(torch.zeros(1, 3, 8, 8))
+
+
+def test_the_published_audio_encoder_of_sound2scene_has_the_published_size():
+    """ResNet-18 on one channel, 512 -> 2048 -> ReLU: 12,220,864 parameters, counted in the official code."""
+    pytest.importorskip("jsonargparse", reason="jsonargparse is not installed")
+    from avfast.engine.config import parse_config
+    from avfast.methods.av_align import AvAlign
+
+    config = parse_config("av-align", preset="sound2scene")
+    method = AvAlign(config.method)
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 12_220_864
+    assert method.audio_head[0].out_features == method.visual.channels == 2048
+    bounds = method.loss_bounds(config.data.batch_size)
+    assert (round(bounds["floor"], 2), round(bounds["chance"], 2)) == (2.79, 4.16)
