@@ -46,12 +46,8 @@ class Toy(Method):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.audio = nn.Sequential(
-            nn.Linear(16, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4)
-        )
-        self.video = nn.Sequential(
-            nn.Linear(12, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4)
-        )
+        self.audio = nn.Sequential(nn.Linear(16, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4))
+        self.video = nn.Sequential(nn.Linear(12, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property

@@ -139,9 +139,7 @@ def test_a_changed_configuration_is_refused_with_the_changes_unless_forced(tmp_p
         make(tmp_path, resume=last, scale=2.0)
     assert "--force" in str(caught.value) and "run.seed" not in str(caught.value)
     assert make(tmp_path, resume=last, scale=2.0, force=True).step == 5
-    assert (
-        make(tmp_path, resume=last, workers=2, log_every=1).step == 5
-    )  # these change nothing that is computed
+    assert make(tmp_path, resume=last, workers=2, log_every=1).step == 5  # these change nothing that is computed
     with pytest.raises(CheckpointError, match="belongs to a main run"):
         make(tmp_path, resume=last, kind="control")
 

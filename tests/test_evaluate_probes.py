@@ -70,9 +70,7 @@ def test_collapse_indicators_at_both_ends():
     same = collapse_indicators(torch.ones(16, 8) + 1e-9 * torch.randn(16, 8))
     assert same["std"] == pytest.approx(0, abs=1e-6) and "identical" in collapse_warning(same)
     line = collapse_indicators(torch.linspace(-1, 1, 16)[:, None] * torch.ones(1, 8))
-    assert line["effective_rank"] == pytest.approx(1.0, abs=1e-3) and "one-dimensional" in collapse_warning(
-        line
-    )
+    assert line["effective_rank"] == pytest.approx(1.0, abs=1e-3) and "one-dimensional" in collapse_warning(line)
 
 
 @pytest.mark.parametrize("n", [2, 3, 17])

@@ -44,9 +44,7 @@ def test_without_ties_the_hit_rate_of_torchmetrics(level):
     audio, video, labels = torch.randn(40, 8), torch.randn(40, 8), torch.arange(40) % 7
     video += 0.7 * audio
     result = next(
-        r
-        for r in cross_modal_retrieval(audio, video, labels)
-        if (r.direction, r.level) == ("audio->video", level)
+        r for r in cross_modal_retrieval(audio, video, labels) if (r.direction, r.level) == ("audio->video", level)
     )
     unit = [torch.nn.functional.normalize(z, dim=1) for z in (audio, video)]
     similarity = unit[0] @ unit[1].T

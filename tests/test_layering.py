@@ -89,6 +89,4 @@ def test_optional_libraries_are_imported_inside_functions(path):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules = [node.module or ""]
-        assert not LAZY & {m.split(".")[0] for m in modules}, (
-            f"{path}:{node.lineno} imports {modules} eagerly"
-        )
+        assert not LAZY & {m.split(".")[0] for m in modules}, f"{path}:{node.lineno} imports {modules} eagerly"

@@ -95,7 +95,7 @@ def pretrain(
             job = _Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
         plan_lines = job.plan()
         if request.dry_run:
-            tell("dry run: nothing was written")
+            tell("dry run: no run folder was written")
             return None
         return job.run(plan_lines, resume, extra)
 
