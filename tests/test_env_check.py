@@ -180,6 +180,18 @@ def test_check_of_the_reference(capsys):
     assert {row.split()[2] for row in rows} == {"torch"}
 
 
+@pytest.mark.skipif(not _library.loaded, reason="no compiled library on this machine")
+def test_check_of_a_backend_that_cannot_take_every_op(capsys):
+    """The ops it takes are checked; the others are named with the reason, not passed over and not an error."""
+    assert main(["check", "--backend", "cpp"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:-1]
+    left_out = [row for row in rows if not row.endswith("  ok")]
+    assert {row.split()[2] for row in rows if row not in left_out} == {"cpp"}
+    assert [" ".join(row.split()) for row in left_out] == [
+        "info_nce not checked: this op has no kernel yet, only the reference"
+    ]
+
+
 @pytest.mark.parametrize("fault", ["a little off", "one NaN", "unwritten"])
 def test_check_finds_a_broken_op(fault, capsys, monkeypatch):
     """An op that is wrong in one output must be named, and the exit status must say so."""

@@ -72,6 +72,16 @@ def test_a_forced_set_lets_go_on_exceptions():
     assert _library.isa() == before
 
 
+def test_forced_sets_nest():
+    if len(HERE) == 1:
+        pytest.skip("this processor has the baseline only: nothing to nest")
+    with testing.forced_isa("base"):
+        with testing.forced_isa(HERE[-1]):
+            assert _library.isa() == HERE[-1]
+        assert _library.isa() == "base"
+    assert _library.isa() == HERE[-1]
+
+
 def test_explain_names_the_forced_set():
     from avfast import explain
 
