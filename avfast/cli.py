@@ -71,9 +71,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     add("env", _env, "report what was built, what was found and what is missing on this machine")
 
-    check = add(
-        "check", _check, "run every op against its reference here; print error, tolerance and backend"
-    )
+    check = add("check", _check, "run every op against its reference here; print error, tolerance and backend")
     check.add_argument("--backend", help="check this backend; by default the one each op would choose")
     check.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
@@ -82,15 +80,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     bench.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write the numbers here")
     bench.add_argument("--quick", action="store_true", help="fewer shapes and repetitions")
 
-    recipes = add(
-        "recipes", _recipes, "list the systems that can be trained: paper, one line, what each needs"
-    )
+    recipes = add("recipes", _recipes, "list the systems that can be trained: paper, one line, what each needs")
     recipes.add_argument("name", nargs="?", help="show the keys of this one")
 
     demo = add("demo", _demo, "make clips, scan, train, evaluate, and write one report; about two minutes")
-    demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write (default: demo)"
-    )
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write (default: demo)")
     demo.add_argument(
         "--budget", default="120s", metavar="TIME", help="limit for training and its control (default: 120s)"
     )
@@ -121,31 +115,19 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     train = add("pretrain", _pretrain, "train a recipe on a folder of clips")
     train.add_argument("--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`")
-    train.add_argument(
-        "--data", required=True, metavar="DIR|CSV|JSON|demo", help="clips, or 'demo' to make some"
-    )
+    train.add_argument("--data", required=True, metavar="DIR|CSV|JSON|demo", help="clips, or 'demo' to make some")
     train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
-    train.add_argument(
-        "--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's"
-    )
+    train.add_argument("--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's")
     train.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML or JSON with sections data, optim, run, method"
     )
-    train.add_argument(
-        "--budget", metavar="TIME", help="stop training (and its control) after, e.g. 60s or 10m"
-    )
+    train.add_argument("--budget", metavar="TIME", help="stop training (and its control) after, e.g. 60s or 10m")
     train.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    train.add_argument(
-        "--resume", metavar="auto|PATH", help="continue from the last checkpoint of --out, or from PATH"
-    )
-    train.add_argument(
-        "--force", action="store_true", help="continue with a changed configuration, or overwrite a run"
-    )
+    train.add_argument("--resume", metavar="auto|PATH", help="continue from the last checkpoint of --out, or from PATH")
+    train.add_argument("--force", action="store_true", help="continue with a changed configuration, or overwrite a run")
     train.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     train.add_argument("--workers", type=int, metavar="N", help="loader processes; same as data.workers=N")
-    train.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for instance optim.lr=1e-3 run.steps=500"
-    )
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.lr=1e-3 run.steps=500")
     return parser, commands.choices
 
 
@@ -181,10 +163,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
     names = recipe_names()
     for name in names:
         card = get_method(name).card
-        print(
-            f"{name}\n  {card.summary}\n"
-            f"  paper: {card.title}; {card.authors}; {card.venue}, arXiv {card.arxiv}"
-        )
+        print(f"{name}\n  {card.summary}\n  paper: {card.title}; {card.authors}; {card.venue}, arXiv {card.arxiv}")
         print(f"  needs: {card.needs}")
         if presets := get_method(name).presets:
             print(f"  presets: {', '.join(presets)}")
@@ -197,9 +176,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from avfast.engine.demo import demo
     from avfast.engine.signals import parse_budget
 
-    return demo(
-        arguments.out, budget=parse_budget(arguments.budget), device=arguments.device, seed=arguments.seed
-    )
+    return demo(arguments.out, budget=parse_budget(arguments.budget), device=arguments.device, seed=arguments.seed)
 
 
 def _demo_data(arguments: argparse.Namespace) -> int:

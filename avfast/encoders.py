@@ -84,9 +84,7 @@ def build_encoder(source: str | nn.Module, *, in_channels: int, channels: int | 
     """
     if isinstance(source, nn.Module):
         if channels is None:
-            raise ConfigError(
-                "avfast.build_encoder: channels: a module needs the width of its output, got None"
-            )
+            raise ConfigError("avfast.build_encoder: channels: a module needs the width of its output, got None")
         return Encoder(source, channels, pretrained=True)
     if source in PRESETS:
         config_class, model_class = _transformers()
@@ -96,8 +94,7 @@ def build_encoder(source: str | nn.Module, *, in_channels: int, channels: int | 
     if folder.is_dir():
         return _from_folder(folder, in_channels)
     raise ConfigError(
-        f"encoder '{source}' is neither a preset ({', '.join(PRESETS)}) "
-        "nor a folder with config.json and weights"
+        f"encoder '{source}' is neither a preset ({', '.join(PRESETS)}) nor a folder with config.json and weights"
     )
 
 
@@ -105,9 +102,7 @@ def _transformers() -> tuple[type, type]:
     try:
         from transformers import ResNetConfig, ResNetModel
     except (ImportError, RuntimeError, OSError) as error:
-        raise MissingDependency(
-            "transformers", extra="train", purpose="building a residual network"
-        ) from error
+        raise MissingDependency("transformers", extra="train", purpose="building a residual network") from error
     return ResNetConfig, ResNetModel
 
 
@@ -119,9 +114,7 @@ def _from_folder(folder: Path, in_channels: int) -> Encoder:
     try:
         model = model_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"encoder folder '{folder}' cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"encoder folder '{folder}' cannot be read: {str(error).splitlines()[0]}") from error
     if model.config.num_channels != in_channels:
         _adapt_stem(model, in_channels, folder)
     return Encoder(model, model.config.hidden_sizes[-1], pretrained=True)

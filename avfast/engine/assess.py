@@ -48,9 +48,7 @@ def embed_split(method: Method, pipeline: InputPipeline, loader: DataLoader) -> 
         index.append(batch["index"])
     method.train(was_training)
     joined = {key: torch.cat(parts) for key, parts in rows.items()}
-    pick = {
-        g: {name: z for (group, name), z in joined.items() if group == g} for g in ("embeddings", "features")
-    }
+    pick = {g: {name: z for (group, name), z in joined.items() if group == g} for g in ("embeddings", "features")}
     return Embedded(pick["embeddings"], pick["features"], torch.cat(labels), torch.cat(index), errors)
 
 
@@ -97,11 +95,7 @@ def assess(
         scores |= _probe_scores(train, val, test, context)
     else:
         reason = "needs labels"
-        scores |= {
-            f"{name} {m}": Score.unavailable(reason)
-            for name in ("kNN", "linear probe")
-            for m in test.features
-        }
+        scores |= {f"{name} {m}": Score.unavailable(reason) for name in ("kNN", "linear probe") for m in test.features}
     return scores, test
 
 
@@ -125,9 +119,7 @@ def _retrieval_scores(test: Embedded, labelled: bool, context: str) -> dict[str,
 def _probe_scores(train: Embedded, val: Embedded | None, test: Embedded, context: str) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     for name, features in test.features.items():
-        scores[f"kNN {name}"] = knn_accuracy(
-            train.features[name], train.labels, features, test.labels, context=context
-        )
+        scores[f"kNN {name}"] = knn_accuracy(train.features[name], train.labels, features, test.labels, context=context)
         scores[f"linear probe {name}"] = (
             Score.unavailable("no validation split to choose the regularisation on")
             if val is None

@@ -33,9 +33,7 @@ def build_accelerator(device: str, precision: str) -> Any:
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("run.precision=fp16 needs a CUDA device; bf16 works on the CPU")
     if not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(
-            reset_partial_state=True
-        )  # one process may run twice with other settings
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process may run twice with other settings
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 

@@ -49,9 +49,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a complete state, see :data:`SCHEMA`."""
     state = {"schema": SCHEMA, **state}
     if state.keys() != KEYS:
-        raise CheckpointError(
-            f"checkpoint '{path}': state lacks or exceeds the schema: {state.keys() ^ KEYS}"
-        )
+        raise CheckpointError(f"checkpoint '{path}': state lacks or exceeds the schema: {state.keys() ^ KEYS}")
     write_atomic(path, lambda temporary: torch.save(state, temporary))
 
 
@@ -73,15 +71,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen types for a torn file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint '{path}' is truncated or damaged ({reason}){_other(path)}"
-        ) from error
+        raise CheckpointError(f"checkpoint '{path}' is truncated or damaged ({reason}){_other(path)}") from error
     if not isinstance(state, dict) or "schema" not in state:
         raise CheckpointError(f"checkpoint '{path}' was not written by avfast pretrain")
     if state["schema"] != SCHEMA:
-        raise CheckpointError(
-            f"checkpoint '{path}' has schema {state['schema']}, this version reads {SCHEMA}"
-        )
+        raise CheckpointError(f"checkpoint '{path}' has schema {state['schema']}, this version reads {SCHEMA}")
     return state
 
 

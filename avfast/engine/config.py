@@ -150,9 +150,7 @@ def parse_config(
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines ``key: old -> new`` for every key that changes what a run computes."""
     keys = [k for k in [*old, *(k for k in new if k not in old)] if k not in HARMLESS]
-    return [
-        f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)
-    ]
+    return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]
 
 
 def describe_options(recipe: str) -> list[str]:
@@ -195,10 +193,7 @@ def _resolve(key: str, keys: list[str], recipe: str) -> str:
     near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not near:
         short = {full.split(".", 1)[1]: full for full in keys}
-        near = [
-            short[name]
-            for name in difflib.get_close_matches(key.split(".")[-1], list(short), n=1, cutoff=0.5)
-        ]
+        near = [short[name] for name in difflib.get_close_matches(key.split(".")[-1], list(short), n=1, cutoff=0.5)]
     hint = f"; did you mean '{near[0]}'?" if near else f"; `avfast recipes {recipe}` lists the keys"
     raise ConfigError(f"unknown key '{key}'{hint}")
 

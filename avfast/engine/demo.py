@@ -108,9 +108,7 @@ def _scan(folder: Path, json_path: Path) -> str:
     write_atomic(json_path, lambda path: path.write_text(json.dumps(report.to_dict(), indent=1)))
     print(report.summary)
     if report.unusable:
-        raise DataError(
-            f"the demo clips just made do not read back: {report.summary}; details in '{json_path}'"
-        )
+        raise DataError(f"the demo clips just made do not read back: {report.summary}; details in '{json_path}'")
     return f"{report.summary} (`{json_path.name}`)"
 
 

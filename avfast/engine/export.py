@@ -32,9 +32,7 @@ def export_modules(folder: Path, modules: dict[str, nn.Module], facts: dict[str,
     written = []
     for name, module in modules.items():
         # Cloned: a safetensors file refuses tensors that share memory with each other.
-        tensors = {
-            key: value.detach().cpu().clone().contiguous() for key, value in module.state_dict().items()
-        }
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in module.state_dict().items()}
         weights, config = folder / name / "model.safetensors", folder / name / "config.json"
         write_atomic(weights, lambda path, t=tensors: save_file(t, path, metadata={"format": "pt"}))
         text = json.dumps(_config_of(module), indent=2, sort_keys=True) + "\n"
@@ -50,7 +48,5 @@ def _config_of(module: nn.Module) -> dict[str, Any]:
     config = getattr(module, "config", None)
     if hasattr(config, "to_dict"):
         return {**config.to_dict(), "architectures": [type(module).__name__]}
-    layers = {
-        name or "0": repr(child) for name, child in module.named_modules() if not list(child.children())
-    }
+    layers = {name or "0": repr(child) for name, child in module.named_modules() if not list(child.children())}
     return {"class": f"torch.nn.{type(module).__name__}", "layers": layers}

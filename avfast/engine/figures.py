@@ -47,14 +47,10 @@ def curves(
     loss.set_title("loss")
     key = "R@1_audio_video_instance"
     recall.plot(*_series(val, key), marker="o", ms=3, label="validation")
-    recall.plot(
-        *_series([r for r in control if r["kind"] == "val"], key), ls=":", label="after shuffled pairs"
-    )
+    recall.plot(*_series([r for r in control if r["kind"] == "val"], key), ls=":", label="after shuffled pairs")
     recall.set_title("audio->video R@1, instance-level, validation")
     for name in train[-1]["collapse"] if train else ():
-        rank.plot(
-            [r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name
-        )
+        rank.plot([r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name)
     rank.set_title("effective rank of a batch (1 = collapse)")
     steps = [r["step"] for r in train]
     times.stackplot(
@@ -118,14 +114,10 @@ def retrieved(
     for row, query in zip(axes, picks, strict=True):
         row[0].imshow(spectrograms[query].numpy(), origin="lower", aspect="auto", cmap="magma")
         row[0].set_title(_name(labels[query], names), fontsize=7)
-        for place, (axis, found) in enumerate(
-            zip(row[1:], scores[query].topk(top).indices.tolist(), strict=True)
-        ):
+        for place, (axis, found) in enumerate(zip(row[1:], scores[query].topk(top).indices.tolist(), strict=True)):
             right = found == query if labels[query] < 0 else bool(labels[found] == labels[query])
             axis.imshow(frames[found].permute(1, 2, 0).numpy())
-            axis.set_title(
-                f"{place + 1}. {_name(labels[found], names)}", fontsize=7, color=GOOD if right else BAD
-            )
+            axis.set_title(f"{place + 1}. {_name(labels[found], names)}", fontsize=7, color=GOOD if right else BAD)
     _strip(axes)
     figure.suptitle("sound -> nearest pictures among the test clips (green: same class)", fontsize=9)
     return _save(figure, path)

@@ -115,9 +115,7 @@ class Trainer:
                 progress.advance(self.step)
                 run, last = self.config.run, self.step == self.steps
                 stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
-                if stopped or any(
-                    self.step % n == 0 for n in (run.log_every, run.eval_every, run.save_every)
-                ):
+                if stopped or any(self.step % n == 0 for n in (run.log_every, run.eval_every, run.save_every)):
                     self._require_finite(output)
                 if self.step % run.log_every == 0 or (stopped and interval.outputs):
                     self._log(interval, progress)
@@ -135,11 +133,7 @@ class Trainer:
         if self.step == self.steps:
             self._save("final")
         folder = self.out / "checkpoints"
-        paths = {
-            name: folder / f"{name}.pt"
-            for name in ("last", "best", "final")
-            if (folder / f"{name}.pt").is_file()
-        }
+        paths = {name: folder / f"{name}.pt" for name in ("last", "best", "final") if (folder / f"{name}.pt").is_file()}
         return TrainResult(
             self.method, stopped, self.step, self.steps, self.best_step, self.best_loss, self.journal.rows,
             self.errors, paths,
@@ -201,9 +195,7 @@ class Trainer:
         epoch = self.step / len(self.sampler)
         lr = self.scheduler.get_last_lr()[0]
         broken = sum(self.errors.values())
-        row = self.journal.write(
-            "train", step=self.step, epoch=epoch, lr=lr, **row, collapse=indicators, broken=broken
-        )
+        row = self.journal.write("train", step=self.step, epoch=epoch, lr=lr, **row, collapse=indicators, broken=broken)
         progress.line(self.step, row)
         for name, values in indicators.items():
             if (warning := collapse_warning(values)) and self.step > self.steps // 10:
@@ -260,9 +252,7 @@ class Trainer:
         if state["split_fingerprint"] != self.fingerprint:
             changes.append(f"clips: fingerprint {state['split_fingerprint'][:12]} -> {self.fingerprint[:12]}")
         if state["kind"] != self.kind:
-            raise CheckpointError(
-                f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run"
-            )
+            raise CheckpointError(f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run")
         if changes and not force:
             listing = "\n".join(f"  {line}" for line in changes)
             raise CheckpointError(
@@ -273,9 +263,7 @@ class Trainer:
             self.method.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"checkpoint '{path}' does not fit the model: {str(error).strip()}"
-            ) from error
+            raise CheckpointError(f"checkpoint '{path}' does not fit the model: {str(error).strip()}") from error
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

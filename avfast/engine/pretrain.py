@@ -3,7 +3,6 @@ order."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 import time
@@ -13,28 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from avfast.data import EpochSampler
-from avfast.engine import figures
-from avfast.engine.assess import Embedded, assess, calibrate_batchnorm
 from avfast.engine.build import build_accelerator, build_method
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.conclude import conclude
 from avfast.engine.config import TrainConfig, parse_config
-from avfast.engine.export import export_modules
-from avfast.engine.inputs import IMAGENET_MEAN, IMAGENET_STD, InputPipeline
 from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.report import RunSummary, Section, headline, write_report
 from avfast.engine.signals import Budget, StopRequest
-from avfast.engine.sources import (
-    DataBundle,
-    build_dataset,
-    evaluation_loader,
-    fits_in_memory,
-    open_data,
-    readable,
-)
+from avfast.engine.sources import DataBundle, build_dataset, evaluation_loader, fits_in_memory, open_data
 from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError, ConfigError
 from avfast.evaluate import ShuffledPairs, shuffled_order
@@ -92,7 +79,7 @@ def pretrain(
     tell = say if accelerator.is_main_process else (lambda line: None)
     with ExitStack() as stack:
         with accelerator.main_process_first():  # demo clips and file hashes are written once
-            job = _Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
+            job = Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
         plan_lines = job.plan()
         if request.dry_run:
             tell("dry run: no run folder was written")
@@ -100,7 +87,7 @@ def pretrain(
         return job.run(plan_lines, resume, extra)
 
 
-class _Job:
+class Job:
     """The state shared by the stages of one run."""
 
     def __init__(
@@ -174,7 +161,7 @@ class _Job:
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return None
-        summary, chosen = self._evaluate(trained, control, plan_lines)
+        summary, chosen = conclude(self, trained, control, plan_lines)
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
         summary.files = [p for p in summary.files if "clips" not in p.relative_to(out).parts[:2]]
@@ -215,105 +202,6 @@ class _Job:
         self.seconds["training" if kind == "main" else "shuffled-pair control"] = time.monotonic() - began
         return result
 
-    def _evaluate(
-        self, trained: TrainResult, control: TrainResult | None, plan_lines: list[str]
-    ) -> tuple[RunSummary, Method]:
-        began = time.monotonic()
-        config, out = self.config, self.request.out
-        pipeline = InputPipeline(self.method.inputs).to(self.accelerator.device)
-        chosen = trained.method
-        best_step = trained.best_step if "best" in trained.checkpoints else 0
-        if best_step:
-            chosen.load_state_dict(load_checkpoint(trained.checkpoints["best"])["model"])
-        untrained = calibrate_batchnorm(
-            self.method.to(self.accelerator.device), pipeline, self.loaders["train"]
-        )
-        context = f"split=test fingerprint={self.bundle.fingerprint[:12]}"
-        models = {"trained": chosen, "untrained": untrained}
-        if control is not None:
-            models["shuffled"] = control.method
-        scores, embedded = {}, None
-        for name, method in models.items():
-            scores[name], test = assess(
-                method, pipeline, self.loaders, labelled=self.bundle.labelled, context=context
-            )
-            embedded = test if name == "trained" else embedded
-        summary = RunSummary(
-            out=out,
-            recipe=config.recipe,
-            honesty=_honesty(self.bundle),
-            plan_lines=plan_lines,
-            stopped=trained.stopped,
-            step=trained.step,
-            steps=trained.steps,
-            best_step=best_step,
-            scores=scores,
-            control_steps=None if control is None else control.step,
-            device=str(self.accelerator.device),
-            seconds=self.seconds,
-            rows=trained.rows,
-            errors=trained.errors | (embedded.errors if embedded is not None else {}),
-            pictures=self._pictures(trained, control, pipeline, embedded),
-        )
-        if not summary.pictures:
-            summary.notes.append("no pictures: matplotlib is not installed (pip install 'avfast[plots]')")
-        self._export(chosen, best_step)
-        results = {name: {k: s.to_dict() for k, s in values.items()} for name, values in scores.items()}
-        text = json.dumps({"step": trained.step, "best_step": best_step, "scores": results}, indent=1) + "\n"
-        write_atomic(out / "results.json", lambda path: path.write_text(text))
-        self.seconds["evaluation and pictures"] = time.monotonic() - began
-        return summary, chosen
-
-    def _export(self, method: Method, step: int) -> None:
-        inputs = dataclasses.asdict(method.inputs)
-        facts = {
-            "recipe": self.config.recipe, "step": step, "split_fingerprint": self.bundle.fingerprint,
-            "inputs": inputs, "frame_mean": IMAGENET_MEAN, "frame_std": IMAGENET_STD,
-            "config": self.config.to_dict(),
-        }  # fmt: skip
-        export_modules(self.request.out / "export", method.exports(), facts)
-
-    def _pictures(
-        self,
-        trained: TrainResult,
-        control: TrainResult | None,
-        pipeline: InputPipeline,
-        test: Embedded | None,
-    ) -> dict[str, Path]:
-        out, names = self.request.out, self.bundle.source.classes
-        made = {"Curves": figures.curves(
-            out / "curves.png", trained.rows, control.rows if control else [], self.bounds)}  # fmt: skip
-        z = {} if test is None else test.embeddings
-        if {"audio", "video"} <= z.keys() and pipeline.frontend is not None:
-            frames, spectrograms = _raw(self.loaders["test"], pipeline)
-            folder = out / "figures"
-            labels = test.labels
-            made["Similarity of test clips"] = figures.similarity(
-                folder / "similarity.png", z["audio"], z["video"], labels
-            )
-            middle = frames[:, frames.shape[1] // 2]
-            made["Retrieval"] = figures.retrieved(
-                folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names
-            )
-            made["Contact sheet"] = figures.contact_sheet(
-                folder / "contact_sheet.png", frames, spectrograms, labels, names
-            )
-        return {title: path for title, path in made.items() if path is not None}
-
-
-def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tensor]:
-    frames, spectrograms = [], []
-    for batch in readable(loader):
-        frames.append(batch["frames"])
-        spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
-    return torch.cat(frames), torch.cat(spectrograms)
-
-
-def _honesty(bundle: DataBundle) -> str:
-    from avfast.data.demo import honesty_line
-
-    return honesty_line(bundle.source.manifest)
-
 
 def _resume_path(request: Request) -> Path | None:
     """The checkpoint to continue from; refuses to write a new run over an old one."""
@@ -323,9 +211,7 @@ def _resume_path(request: Request) -> Path | None:
     if request.resume is not None:
         path = Path(request.resume)
         if not path.is_file():
-            raise CheckpointError(
-                f"--resume: '{path}' does not exist; --resume auto looks in '{last.parent}'"
-            )
+            raise CheckpointError(f"--resume: '{path}' does not exist; --resume auto looks in '{last.parent}'")
         return path
     if last.is_file() and not request.dry_run and not request.force:
         raise ConfigError(

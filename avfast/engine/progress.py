@@ -58,10 +58,7 @@ class Progress:
         # The first interval fills caches and starts workers: it says nothing about the rest.
         if share > LOADER_BOUND and not self._hinted and step > self._start + self.total // 10:
             self._hinted = True
-            self.say(
-                f"loader-bound: {share:.0%} of the time waits for data; "
-                "try data.workers=2 or data.cache=memory"
-            )
+            self.say(f"loader-bound: {share:.0%} of the time waits for data; try data.workers=2 or data.cache=memory")
 
     def say(self, text: str) -> None:
         if self.quiet:

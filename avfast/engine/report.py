@@ -80,9 +80,7 @@ def headline(scores: dict[str, dict[str, Score]]) -> list[str]:
         parts = [f"chance {trained.chance_text()}"]
         for other in ("untrained", "shuffled"):
             score = scores.get(other, {}).get(name)
-            parts.append(
-                f"{other} {score.value:.3f}" if score and score.value is not None else f"{other} not run"
-            )
+            parts.append(f"{other} {score.value:.3f}" if score and score.value is not None else f"{other} not run")
         lines.append(f"{name}: {trained.value:.3f} [{', '.join(parts)}; n={trained.n}]")
     return lines
 
@@ -104,8 +102,7 @@ def _result(summary: RunSummary) -> str:
         chance = trained.chance_text()
         others = [_other(row[name]) for name in ("untrained", "shuffled")]
         lines.append(
-            f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} "
-            f"| {mark} |"
+            f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} | {mark} |"
         )
     control = (
         f"Shuffled pairs: a second training of {summary.control_steps} steps with every sound tied to a "
@@ -153,9 +150,7 @@ def _training(summary: RunSummary) -> str:
     if train:
         data, compute = (sum(r[k] for r in train) / len(train) for k in ("data_s", "compute_s"))
         rate = sum(r["clips_per_s"] for r in train) / len(train)
-        text.append(
-            f"- {rate:.0f} clips/s; per step {data * 1e3:.0f} ms data, {compute * 1e3:.0f} ms compute"
-        )
+        text.append(f"- {rate:.0f} clips/s; per step {data * 1e3:.0f} ms data, {compute * 1e3:.0f} ms compute")
         for name, c in train[-1]["collapse"].items():
             text.append(
                 f"- {name} embeddings of the last batch: std {c['std']:.2f} (1 = spread evenly), "
@@ -169,9 +164,7 @@ def _training(summary: RunSummary) -> str:
 
 
 def _pictures(summary: RunSummary) -> str:
-    shown = (
-        f"**{title}**\n\n![{title}]({p.relative_to(summary.out)})" for title, p in summary.pictures.items()
-    )
+    shown = (f"**{title}**\n\n![{title}]({p.relative_to(summary.out)})" for title, p in summary.pictures.items())
     return "\n\n".join(shown)
 
 

@@ -43,9 +43,7 @@ def open_data(path: str | Path) -> DataBundle:
         source = source.with_splits()
     parts = {name: source.split(name) if source.splits.get(name) else None for name in SPLITS}
     if parts["train"] is None or len(parts["train"]) < 2:
-        raise DataError(
-            f"{path}: training needs at least 2 clips in the split 'train'; there are {source.splits}"
-        )
+        raise DataError(f"{path}: training needs at least 2 clips in the split 'train'; there are {source.splits}")
     return DataBundle(source, parts)
 
 

@@ -44,9 +44,7 @@ class ShuffledPairs(Dataset):
 
     def __init__(self, dataset: Any, order: list[int]) -> None:
         if len(order) != len(dataset):
-            raise ValueError(
-                f"avfast.evaluate.ShuffledPairs: order: expected {len(dataset)} entries, got {len(order)}"
-            )
+            raise ValueError(f"avfast.evaluate.ShuffledPairs: order: expected {len(dataset)} entries, got {len(order)}")
         self.dataset = dataset
         self.order = order
 

@@ -59,9 +59,7 @@ def linear_probe(
     Each argument is a pair (features ``[N, D]``, labels ``[N]``). The classifier is fitted on `train`, its
     regularisation is chosen on `val`, and `test` is read once.
     """
-    protocol = (
-        f"linear/1 l-bfgs standardised C by val n_train={len(train[0])} n={len(test[0])} {context}".strip()
-    )
+    protocol = f"linear/1 l-bfgs standardised C by val n_train={len(train[0])} n={len(test[0])} {context}".strip()
     if reason := _unlabelled(train[1], val[1], test[1]):
         return Score.unavailable(reason, protocol)
     if len(np.unique(train[1].numpy())) < 2:
@@ -73,9 +71,7 @@ def linear_probe(
     for strength in STRENGTHS:
         model = linear_model.LogisticRegression(C=strength, max_iter=500)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # not converged at weak regularisation: the validation split judges
+            warnings.simplefilter("ignore")  # not converged at weak regularisation: the validation split judges
             model.fit(x_train, train[1].numpy())
         accuracy = float((model.predict(x_val) == val[1].numpy()).mean())
         if accuracy > best_accuracy:
@@ -88,9 +84,7 @@ def _accuracy(predicted: np.ndarray, known: Tensor, labels: Tensor, protocol: st
     correct = (predicted == truth).astype(np.float64)
     # Guessing knows the class frequencies of the training split and nothing else.
     values, counts = np.unique(known.numpy(), return_counts=True)
-    chance = (
-        float((truth == values[counts.argmax()]).mean()) if counts.max() > counts.min() else 1.0 / len(values)
-    )
+    chance = float((truth == values[counts.argmax()]).mean()) if counts.max() > counts.min() else 1.0 / len(values)
     return Score(
         value=float(correct.mean()),
         chance=chance,

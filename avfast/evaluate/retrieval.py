@@ -88,15 +88,11 @@ def retrieval(
     if similarity.isnan().any():
         raise ValueError("avfast.evaluate.retrieval: similarity: expected numbers, got NaN")
     if not relevant.any(dim=1).all():
-        raise ValueError(
-            "avfast.evaluate.retrieval: relevant: expected a relevant item for every query, got none"
-        )
+        raise ValueError("avfast.evaluate.retrieval: relevant: expected a relevant item for every query, got none")
     n, m = similarity.shape
     hits, rank = _expected_hits(similarity.double(), relevant)
     chance_hits, chance_rank = _expected_hits(torch.zeros_like(similarity, dtype=torch.float64), relevant)
-    protocol = (
-        f"retrieval/1 {direction} {level} n={n} gallery={m} cosine, ties in expectation {context}".strip()
-    )
+    protocol = f"retrieval/1 {direction} {level} n={n} gallery={m} cosine, ties in expectation {context}".strip()
     drawn = [_expected_hits(similarity.double(), guess) for guess in guesses]
     recall = {
         k: Score(

@@ -47,9 +47,7 @@ class Score:
             return ""
         text = f"{self.chance:.3f}"
         return (
-            text
-            if self.chance_range is None
-            else f"{text} ({self.chance_range[0]:.3f} to {self.chance_range[1]:.3f})"
+            text if self.chance_range is None else f"{text} ({self.chance_range[0]:.3f} to {self.chance_range[1]:.3f})"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,9 +34,7 @@ def get_method(name: str) -> type[Method]:
     names = recipe_names()
     if name not in names:
         if name in PLANNED:
-            raise ConfigError(
-                f"recipe '{name}' is planned but not part of this version; available: {', '.join(names)}"
-            )
+            raise ConfigError(f"recipe '{name}' is planned but not part of this version; available: {', '.join(names)}")
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"unknown recipe '{name}': {hint}available: {', '.join(names)}")

@@ -87,9 +87,7 @@ class AvAlign(Method):
         },
     }  # fmt: skip
 
-    def __init__(
-        self, config: AvAlignConfig, *, visual: Encoder | None = None, audio: Encoder | None = None
-    ) -> None:
+    def __init__(self, config: AvAlignConfig, *, visual: Encoder | None = None, audio: Encoder | None = None) -> None:
         super().__init__(config)
         if config.temperature <= 0:
             raise ConfigError(f"method.temperature: expected a positive number, got {config.temperature}")
@@ -99,9 +97,7 @@ class AvAlign(Method):
         self.audio = audio or build_encoder(config.audio, in_channels=1)
         dim = config.dim if config.train_visual else self.visual.channels
         self.audio_head = _head(self.audio.channels, dim, config.rectify)
-        self.visual_head = (
-            _head(self.visual.channels, dim, config.rectify) if config.train_visual else nn.Identity()
-        )
+        self.visual_head = _head(self.visual.channels, dim, config.rectify) if config.train_visual else nn.Identity()
         self.visual.requires_grad_(config.train_visual)
 
     def train(self, mode: bool = True) -> AvAlign:
@@ -115,9 +111,7 @@ class AvAlign(Method):
         c = self.config
         # A log-mel of speech or music in [-1, 1] lies around -7 with a spread of 4.
         options = {"mean": -7.0, "std": 4.0} if c.frontend == "log-mel" else {}
-        return Inputs(
-            c.frames, c.size, c.duration, c.sample_rate, frontend=c.frontend, frontend_options=options
-        )
+        return Inputs(c.frames, c.size, c.duration, c.sample_rate, frontend=c.frontend, frontend_options=options)
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         frames = batch["frames"]  # [B, T, 3, H, W]
@@ -150,9 +144,7 @@ class AvAlign(Method):
 
     def loss_bounds(self, batch_size: int) -> dict[str, float]:
         c = self.config
-        return contrastive_bounds(
-            batch_size, temperature=c.temperature, distance=c.distance, rectified=c.rectify
-        )
+        return contrastive_bounds(batch_size, temperature=c.temperature, distance=c.distance, rectified=c.rectify)
 
     def notes(self) -> list[str]:
         if not self.config.train_visual and not self.visual.pretrained:

@@ -138,9 +138,7 @@ class Method(nn.Module):
         return self.training_step(batch)
 
 
-def contrastive_bounds(
-    batch_size: int, *, temperature: float, distance: str, rectified: bool
-) -> dict[str, float]:
+def contrastive_bounds(batch_size: int, *, temperature: float, distance: str, rectified: bool) -> dict[str, float]:
     """Chance and floor of a symmetric InfoNCE over unit vectors.
 
     Chance is ``log B``. The floor is reached when every pair coincides and the B embeddings are as far apart
@@ -167,9 +165,7 @@ def contrastive_bounds(
 def pair_metrics(z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:
     """Mean cosine of matching and of other pairs in a batch, and how often the match is the nearest. Both
     ``[B, D]``."""
-    cosine = (
-        nn.functional.normalize(z_a.float(), dim=1) @ nn.functional.normalize(z_b.float(), dim=1).T
-    )  # [B, B]
+    cosine = nn.functional.normalize(z_a.float(), dim=1) @ nn.functional.normalize(z_b.float(), dim=1).T  # [B, B]
     count = cosine.shape[0]
     diagonal = cosine.diagonal()
     others = (cosine.sum() - diagonal.sum()) / max(1, count * (count - 1))

@@ -1,0 +1,123 @@
+"""The end of a run: evaluation of the trained, untrained and shuffled-pair models, pictures and exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from avfast.engine import figures
+from avfast.engine.assess import Embedded, assess, calibrate_batchnorm
+from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.export import export_modules
+from avfast.engine.inputs import IMAGENET_MEAN, IMAGENET_STD, InputPipeline
+from avfast.engine.loop import TrainResult
+from avfast.engine.report import RunSummary
+from avfast.engine.sources import DataBundle, readable
+from avfast.methods import Method
+
+if TYPE_CHECKING:
+    from avfast.engine.pretrain import Job
+
+
+def conclude(
+    job: Job, trained: TrainResult, control: TrainResult | None, plan_lines: list[str]
+) -> tuple[RunSummary, Method]:
+    """Score the models of a finished or stopped run on the test split, draw, export, and sum up.
+
+    Returns:
+        The summary and the trained method with the selected weights.
+    """
+    began = time.monotonic()
+    config, out = job.config, job.request.out
+    pipeline = InputPipeline(job.method.inputs).to(job.accelerator.device)
+    chosen = trained.method
+    best_step = trained.best_step if "best" in trained.checkpoints else 0
+    if best_step:
+        chosen.load_state_dict(load_checkpoint(trained.checkpoints["best"])["model"])
+    untrained = calibrate_batchnorm(job.method.to(job.accelerator.device), pipeline, job.loaders["train"])
+    context = f"split=test fingerprint={job.bundle.fingerprint[:12]}"
+    models = {"trained": chosen, "untrained": untrained}
+    if control is not None:
+        models["shuffled"] = control.method
+    scores, embedded = {}, None
+    for name, method in models.items():
+        scores[name], test = assess(method, pipeline, job.loaders, labelled=job.bundle.labelled, context=context)
+        embedded = test if name == "trained" else embedded
+    summary = RunSummary(
+        out=out,
+        recipe=config.recipe,
+        honesty=_honesty(job.bundle),
+        plan_lines=plan_lines,
+        stopped=trained.stopped,
+        step=trained.step,
+        steps=trained.steps,
+        best_step=best_step,
+        scores=scores,
+        control_steps=None if control is None else control.step,
+        device=str(job.accelerator.device),
+        seconds=job.seconds,
+        rows=trained.rows,
+        errors=trained.errors | (embedded.errors if embedded is not None else {}),
+        pictures=_pictures(job, trained, control, pipeline, embedded),
+    )
+    if not summary.pictures:
+        summary.notes.append("no pictures: matplotlib is not installed (pip install 'avfast[plots]')")
+    _export(job, chosen, best_step)
+    results = {name: {k: s.to_dict() for k, s in values.items()} for name, values in scores.items()}
+    text = json.dumps({"step": trained.step, "best_step": best_step, "scores": results}, indent=1) + "\n"
+    write_atomic(out / "results.json", lambda path: path.write_text(text))
+    job.seconds["evaluation and pictures"] = time.monotonic() - began
+    return summary, chosen
+
+
+def _export(job: Job, method: Method, step: int) -> None:
+    inputs = dataclasses.asdict(method.inputs)
+    facts = {
+        "recipe": job.config.recipe, "step": step, "split_fingerprint": job.bundle.fingerprint,
+        "inputs": inputs, "frame_mean": IMAGENET_MEAN, "frame_std": IMAGENET_STD,
+        "config": job.config.to_dict(),
+    }  # fmt: skip
+    export_modules(job.request.out / "export", method.exports(), facts)
+
+
+def _pictures(
+    job: Job,
+    trained: TrainResult,
+    control: TrainResult | None,
+    pipeline: InputPipeline,
+    test: Embedded | None,
+) -> dict[str, Path]:
+    out, names = job.request.out, job.bundle.source.classes
+    made = {"Curves": figures.curves(
+        out / "curves.png", trained.rows, control.rows if control else [], job.bounds)}  # fmt: skip
+    z = {} if test is None else test.embeddings
+    if {"audio", "video"} <= z.keys() and pipeline.frontend is not None:
+        frames, spectrograms = _raw(job.loaders["test"], pipeline)
+        folder = out / "figures"
+        labels = test.labels
+        made["Similarity of test clips"] = figures.similarity(folder / "similarity.png", z["audio"], z["video"], labels)
+        middle = frames[:, frames.shape[1] // 2]
+        made["Retrieval"] = figures.retrieved(
+            folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names
+        )
+        made["Contact sheet"] = figures.contact_sheet(folder / "contact_sheet.png", frames, spectrograms, labels, names)
+    return {title: path for title, path in made.items() if path is not None}
+
+
+def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    frames, spectrograms = [], []
+    for batch in readable(loader):
+        frames.append(batch["frames"])
+        spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
+    return torch.cat(frames), torch.cat(spectrograms)
+
+
+def _honesty(bundle: DataBundle) -> str:
+    from avfast.data.demo import honesty_line
+
+    return honesty_line(bundle.source.manifest)
