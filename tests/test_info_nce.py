@@ -198,7 +198,7 @@ def test_closed_form_gradient_of_the_l2_loss():
 
 @pytest.mark.parametrize(("batch", "floor", "chance"), [(64, 2.79, 4.16), (256, 4.14, 5.55), (1024, 5.52, 6.93)])
 def test_floor_and_chance_of_the_l2_loss(batch, floor, chance):
-    """Non-negative features keep distances in [0, sqrt 2]: perfect pairs give log(1 + (B-1) e^-sqrt2), collapse log B."""
+    """Non-negative features are at most sqrt 2 apart: perfect pairs give log(1 + (B-1) e^-sqrt2), collapse log B."""
     options = {"temperature": 1.0, "distance": "l2"}
     perfect = torch.eye(batch)
     best = avfast.info_nce(perfect, perfect, **options).item()
@@ -266,7 +266,7 @@ MISTAKES = {
     "not a tensor": (
         ([[1.0]], ROWS), {}, TypeError, "z_a: expected a tensor, got list"),
     "integers": (
-        (torch.ones(3, 4, dtype=torch.int64), ROWS), {}, TypeError, "z_a: expected a floating-point tensor, got torch.int64"),
+        (ROWS.long(), ROWS), {}, TypeError, "z_a: expected a floating-point tensor, got torch.int64"),
     "complex": (
         (ROWS, ROWS.to(torch.complex64)), {}, TypeError, "z_b: expected a floating-point tensor, got torch.complex64"),
     "sparse": (

@@ -179,7 +179,8 @@ def test_contents_of_the_wheel(pure_wheel):
     for folder, package in (("avfast", "avfast"), ("kernels", "avfast/kernels"), ("benches", "avfast/benches")):
         modules = {f"{package}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert modules and modules - names == set()
-    kernels = {f"avfast/{p.relative_to(ROOT)}" for s in ("h", "inl", "cu", "cuh") for p in ROOT.glob(f"kernels/**/*.{s}")}
+    headers = [p for suffix in ("h", "inl", "cu", "cuh") for p in ROOT.glob(f"kernels/**/*.{suffix}")]
+    kernels = {f"avfast/{p.relative_to(ROOT)}" for p in headers}
     assert kernels and kernels - names == set()
     assets = {str(p.relative_to(ROOT)) for p in ROOT.glob("avfast/data/assets/**/*") if p.is_file()}
     assert "avfast/data/assets/LICENSES.md" in assets and assets - names == set()
@@ -244,7 +245,8 @@ def test_imports_with_torch_and_numpy_alone(installed):
         hidden = "av accelerate rich matplotlib sklearn transformers safetensors jsonargparse tensorboard triton"
         assert not any(importlib.util.find_spec(name) for name in hidden.split()), "the test hides nothing"
         print(avfast.__file__, avfast.explain("channel_stats").chosen)
-        import avfast.kernels, avfast.benches, avfast.testing, avfast.methods, avfast.data, avfast.evaluate, avfast.engine
+        import avfast.kernels, avfast.benches, avfast.testing
+        import avfast.methods, avfast.data, avfast.evaluate, avfast.engine
     """
     path, chosen = installed("-c", textwrap.dedent(code)).split()
     assert Path(path).parents[1].name.startswith("target") and chosen == "torch"
