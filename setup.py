@@ -31,6 +31,7 @@ TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10: the oldest torc
 CXX_FLAGS = "-std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wno-psabi"
 # GCC 12's own AVX-512 headers trip these two.
 CXX_FLAGS += " -Wno-maybe-uninitialized -Wno-ignored-attributes"
+SOURCES = {".cpp", ".h", ".inl", ".cu", ".cuh"}
 HOW_TO = "install torch first, then: pip install --no-build-isolation -e ."
 
 
@@ -254,7 +255,9 @@ def native_extensions() -> list[Extension]:
     if shutil.which(compiler.split()[0]) is None:
         log(f"no C++ compiler ('{compiler}' was not found): pure Python, every op runs its reference")
         return []
-    return [Extension("avfast._native", sources=[])]
+    # ninja has the sources; naming them here puts them into the source archive.
+    files = [p for folder in ("csrc", "kernels") for p in sorted((ROOT / folder).rglob("*")) if p.suffix in SOURCES]
+    return [Extension("avfast._native", sources=[], depends=[str(p.relative_to(ROOT)) for p in files])]
 
 
 def packages() -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from avfast.data.filecache import FileCache
 from avfast.data.media import MIN_COVERAGE, MediaError, MediaFile, MediaInfo
 from avfast.data.sources import EXTENSIONS, ClipSource, media_files
-from avfast.errors import DataError
+from avfast.errors import DataError, MissingDependency
 
 PROBLEMS = {
     "unreadable": "cannot be opened or decoded",
@@ -178,6 +178,8 @@ def scan_file(path: Path, root: Path | None = None, min_duration: float = 1.0) -
             problems, detail = _examine(media, info, min_duration)
     except MediaError as error:
         problems, detail = [error.cause if error.cause in PROBLEMS else "unreadable"], error.detail
+    except MissingDependency:  # says nothing about the file, and must not be remembered as if it did
+        raise
     except Exception as error:  # noqa: BLE001 - garbage makes decoders fail in ways nobody can list
         problems, detail = ["unreadable"], f"{type(error).__name__}: {error}"
     return FileReport(name, tuple(problems), detail, info.to_dict() if info else None)

@@ -18,6 +18,13 @@ from .bn_report import BatchNormReport
 _KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
+def _unchanged(homes: list[dict], keys: list[str], objects: list[object]) -> bool:
+    """Whether ``home[key]`` is still the same object, for every row."""
+    if _library.native:
+        return _library.native.unchanged(homes, keys, objects)
+    return all(map(is_, map(dict.get, homes, keys), objects))
+
+
 class ScanPlan:
     """The batch-norm tensors of a model, found once, so that each scan is a single call.
 
@@ -53,6 +60,7 @@ class ScanPlan:
             _check.fail("ScanPlan", "model", "batch-norm layers on one device", ", ".join(sorted(map(str, devices))))
         device = devices.pop() if devices else torch.device("cpu")
         self._anchor = torch.empty(0, device=device)
+        self._first = next((t for t in self._tensors if t is not None), self._anchor)
         self._release, self._number = None, None
         if _library.has_kernel("bn_scan", device.type):
             with torch.no_grad():
@@ -71,10 +79,9 @@ class ScanPlan:
 
     def _moved(self) -> bool:
         """Whether a tensor was replaced, or went to another device, since the plan was built."""
-        if not all(map(is_, map(getitem, self._homes, self._keys), self._tensors)):
+        if not _unchanged(self._homes, self._keys, self._tensors):
             return True
-        first = next((t for t in self._tensors if t is not None), self._anchor)
-        return first.device != self._anchor.device
+        return self._first.device != self._anchor.device
 
     def scan(self, threshold: float) -> ops.Scan:
         """Packed result over all layers; nothing waits for a GPU."""

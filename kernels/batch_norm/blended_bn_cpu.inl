@@ -1,6 +1,6 @@
 // Two batch norms over one input, mixed by alpha, as the one batch norm they are (NOTES.md), with the activation fused.
 //
-// Cost model, rows: a channel's statistics and its output are made by the same task while the channel is in cache, so
+// Cost model, rows: statistics and output of a few channels are made by the same task while they are in cache, so
 // memory sees x once and y once forward, and g, x, dx once each backward: 2 and 3 passes where two layers, the mix and
 // the ReLU take about 15 and more. Lanes need two reads of x, because a channel is spread over the whole tensor.
 
@@ -39,16 +39,21 @@ inline void blended_bn_fwd_cpu(const BlendedBnFwdArgs& args, const Parallel& par
       A* mean = static_cast<A*>(args.mean);
       A* var = static_cast<A*>(args.var);
       if (a.order == Activation::rows) {
+        const int64_t block = channels_per_block<T>(a);
         for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
-          for (int64_t c = begin; c < end; ++c) {
-            const Moments m = reduce_rows<false>(x, a, c, 0, a.samples, 0).moments;
-            mean[c] = A(m.average());
-            var[c] = A(m.var());
-            const Affine<A> f = params.affine(c, mean[c], var[c], args.eps);
-            for (int64_t n = 0; n < a.samples; ++n) {
-              const int64_t at = (n * a.channels + c) * a.positions;
-              affine_row<RELU>(x + at, y + at, a.positions, f);
+          Scratch<ChannelSums> sums(block);
+          Scratch<Affine<A>> f(block);
+          for (int64_t at = begin; at < end; at += block) {
+            const int64_t stop = std::min(at + block, end);
+            reduce_rows<false>(x, a, at, stop, 0, a.samples, 0, sums.data);
+            for (int64_t c = at; c < stop; ++c) {
+              mean[c] = A(sums[c - at].moments.average());
+              var[c] = A(sums[c - at].moments.var());
+              f[c - at] = params.affine(c, mean[c], var[c], args.eps);
             }
+            for_rows(a, at, stop, [&](int64_t row, int64_t c) {
+              affine_row<RELU>(x + row, y + row, a.positions, f[c - at]);
+            });
           }
         });
         return;
@@ -99,19 +104,24 @@ inline void blended_bn_bwd_cpu(const BlendedBnBwdArgs& args, const Parallel& par
         return {A(scale), A(-scale * rstd * s2 / count), A(-scale * s1 / count)};
       };
       if (a.order == Activation::rows) {
+        const int64_t block = std::max<int64_t>(channels_per_block<T>(a) / 2, 1);
         for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
-          for (int64_t c = begin; c < end; ++c) {
-            const Affine<A> f = params.affine(c, mean[c], var[c], args.eps);
-            GradSums sums;
-            for (int64_t n = 0; n < a.samples; ++n) {
-              const int64_t at = (n * a.channels + c) * a.positions;
-              grad_sums_row<RELU>(grad + at, x + at, a.positions, f, &sums);
+          Scratch<GradSums> sums(block);
+          Scratch<Affine<A>> f(block);
+          Scratch<InputGrad<A>> d(block);
+          for (int64_t at = begin; at < end; at += block) {
+            const int64_t stop = std::min(at + block, end);
+            for (int64_t c = at; c < stop; ++c) {
+              f[c - at] = params.affine(c, mean[c], var[c], args.eps);
+              sums[c - at] = {};
             }
-            const InputGrad<A> d = finish(c, sums);
-            for (int64_t n = 0; n < a.samples; ++n) {
-              const int64_t at = (n * a.channels + c) * a.positions;
-              input_grad_row<RELU>(grad + at, x + at, dx + at, a.positions, f, d);
-            }
+            for_rows(a, at, stop, [&](int64_t row, int64_t c) {
+              grad_sums_row<RELU>(grad + row, x + row, a.positions, f[c - at], &sums[c - at]);
+            });
+            for (int64_t c = at; c < stop; ++c) d[c - at] = finish(c, sums[c - at]);
+            for_rows(a, at, stop, [&](int64_t row, int64_t c) {
+              input_grad_row<RELU>(grad + row, x + row, dx + row, a.positions, f[c - at], d[c - at]);
+            });
           }
         });
         return;

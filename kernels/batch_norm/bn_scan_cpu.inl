@@ -10,8 +10,8 @@ constexpr int64_t bn_scan_serial_channels = 1 << 17;
 inline V<float> normal_cdf(V<float> z) {
   const V<float> bound = splat(4.0f);
   V<float> x = z * 0.70710678118654752f;
-  x = select<float>(x > bound, bound, x);
-  x = select<float>(x < -bound, -bound, x);
+  x = smaller(x, bound);
+  x = larger(x, -bound);
   const V<float> x2 = x * x;
   V<float> p = x2 * -2.72614225801306e-10f + 2.77068142495902e-08f;
   p = p * x2 + -2.10102402082508e-06f;
@@ -24,37 +24,37 @@ inline V<float> normal_cdf(V<float> z) {
   q = q * x2 + -7.37332916720468e-03f;
   q = q * x2 + -1.42647390514189e-02f;
   const V<float> phi = x * p / q * 0.5f + 0.5f;
-  return select<float>(phi < 0.0f, V<float>{}, phi);  // rounding may reach -1e-7 in the far tail
+  return larger(phi, V<float>{});  // rounding may reach -1e-7 in the far tail
 }
 
 struct ScanCounts {
   M<float> abnormal{}, non_finite{}, collapsed{};
 };
 
+inline M<float> larger_bits(M<float> a, M<float> b) { return a > b ? a : b; }
+
 // One register of channels. Every comparison is on bit patterns, so 1e-40 is a threshold like any other.
-inline void scan_vector(
-    V<float> gamma, V<float> beta, V<float> mean, V<float> var, int32_t limit, M<float> active,
-    M<float>* flags, V<float>* score, V<float>* live, ScanCounts* counts) {
-  const M<float> g = magnitude_bits<float>(gamma), b = magnitude_bits<float>(beta);
-  const M<float> larger = (g & (M<float>)(g >= b)) | (b & (M<float>)(g < b));
-  const int32_t infinity = 0x7f800000;
-  const M<float> bad = (g >= infinity) | (b >= infinity) | (magnitude_bits<float>(mean) >= infinity) |
-                       (magnitude_bits<float>(var) >= infinity);
+[[gnu::always_inline]] inline void scan_vector(
+    V<float> gamma, V<float> beta, V<float> mean, V<float> var, int32_t limit, M<float>* flags, V<float>* score,
+    V<float>* live, ScanCounts* counts) {
+  constexpr int32_t infinity = 0x7f800000;
+  const M<float> none = {};
+  const M<float> g = magnitude_bits<float>(gamma), b = magnitude_bits<float>(beta), v = magnitude_bits<float>(var);
+  const M<float> larger = larger_bits(g, b);
+  const M<float> bad = larger_bits(larger, larger_bits(v, magnitude_bits<float>(mean))) >= infinity;
   const M<float> small = larger <= limit;
   // As signed integers every negative float is below every positive one: a negative variance counts as collapsed too.
-  const M<float> collapsed = ((M<float>)var <= limit) & (magnitude_bits<float>(var) <= infinity);
-  counts->abnormal -= small & active;
-  counts->non_finite -= bad & active;
-  counts->collapsed -= collapsed & active;
-  *flags = (small & int32_t(bn_abnormal)) | (bad & int32_t(bn_non_finite)) | (collapsed & int32_t(bn_collapsed));
+  const M<float> collapsed = ((M<float>)var <= limit) & (v <= infinity);
+  counts->abnormal = small ? counts->abnormal + 1 : counts->abnormal;
+  counts->non_finite = bad ? counts->non_finite + 1 : counts->non_finite;
+  counts->collapsed = collapsed ? counts->collapsed + 1 : counts->collapsed;
+  *flags = (small ? none + int32_t(bn_abnormal) : none) | (bad ? none + int32_t(bn_non_finite) : none) |
+           (collapsed ? none + int32_t(bn_collapsed) : none);
   *score = (V<float>)larger;
 
-  const V<float> z = beta / (V<float>)g;
-  const M<float> positive = ((M<float>)beta > 0) & (b <= infinity);
-  const V<float> step = (V<float>)(positive & (M<float>)splat(1.0f));
-  const M<float> nan = (g > infinity) | (b > infinity);
-  V<float> phi = select<float>(g == 0, step, normal_cdf(z));
-  *live = select<float>(nan, splat(std::numeric_limits<float>::quiet_NaN()), phi);
+  const V<float> step = (M<float>)beta > 0 ? splat(1.0f) : V<float>{};
+  const V<float> phi = select<float>(g == 0, step, normal_cdf(beta / (V<float>)g));
+  *live = select<float>(larger > infinity, splat(std::numeric_limits<float>::quiet_NaN()), phi);
 }
 
 template <typename TA, typename TS>
@@ -81,27 +81,30 @@ inline void scan_layer(const BnLayer& layer, int32_t limit, const BnScanArgs& ar
     }
   };
   ScanCounts total;
-  for (int64_t i = 0; i < layer.channels; i += lanes) {
-    const int64_t n = std::min(lanes, layer.channels - i);
-    M<float> active = ~M<float>{};
-    if (n < lanes)
-      for (int64_t k = n; k < lanes; ++k) active[k] = 0;
-    M<float> f;
-    V<float> s, p;
+  M<float> f;
+  V<float> s, p;
+  typedef uint8_t bytes __attribute__((vector_size(AVFAST_VECTOR_BYTES / 4)));
+  int64_t i = 0;
+  for (; i + lanes <= layer.channels; i += lanes) {
     scan_vector(
-        get(weight, i, n, 1.0f), get(bias, i, n, 0.0f), get(mean, i, n, 0.0f), get(var, i, n, 1.0f), limit, active,
+        get(weight, i, lanes, 1.0f), get(bias, i, lanes, 0.0f), get(mean, i, lanes, 0.0f), get(var, i, lanes, 1.0f), limit,
         &f, &s, &p, &total);
-    typedef uint8_t bytes __attribute__((vector_size(AVFAST_VECTOR_BYTES / 4)));
     const bytes packed = __builtin_convertvector(f, bytes);
-    if (n == lanes) {
-      std::memcpy(flags + i, &packed, sizeof packed);
-      store(score + i, s);
-      store(live + i, p);
-    } else {
-      for (int64_t k = 0; k < n; ++k) flags[i + k] = packed[k];
-      store_part(score + i, s, n);
-      store_part(live + i, p, n);
+    std::memcpy(flags + i, &packed, sizeof packed);
+    store(score + i, s);
+    store(live + i, p);
+  }
+  if (const int64_t n = layer.channels - i; n > 0) {
+    ScanCounts tail;
+    scan_vector(get(weight, i, n, 1.0f), get(bias, i, n, 0.0f), get(mean, i, n, 0.0f), get(var, i, n, 1.0f), limit, &f, &s, &p, &tail);
+    for (int64_t k = 0; k < n; ++k) {
+      flags[i + k] = uint8_t(f[k]);
+      total.abnormal[0] += tail.abnormal[k];
+      total.non_finite[0] += tail.non_finite[k];
+      total.collapsed[0] += tail.collapsed[k];
     }
+    store_part(score + i, s, n);
+    store_part(live + i, p, n);
   }
   counts[0] = int32_t(count_lanes<float>(total.abnormal));
   counts[1] = int32_t(count_lanes<float>(total.non_finite));

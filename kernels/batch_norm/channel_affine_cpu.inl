@@ -34,6 +34,13 @@ struct GradSums {
 
 // ------------------------------------------------------------------------------------------------- rows
 
+// Calls f(offset of the row, channel) for channels [begin, end) of every sample, in the order of memory.
+template <typename F>
+inline void for_rows(const Activation& a, int64_t begin, int64_t end, F&& f) {
+  for (int64_t n = 0; n < a.samples; ++n)
+    for (int64_t c = begin; c < end; ++c) f((n * a.channels + c) * a.positions, c);
+}
+
 template <bool RELU, typename T>
 inline void affine_row(const T* x, T* y, int64_t n, const Affine<Acc<T>>& f) {
   using A = Acc<T>;
@@ -57,7 +64,12 @@ inline void grad_sums_row(const T* grad, const T* x, int64_t n, const Affine<Acc
     };
     int64_t i = start;
     for (; i + 4 * lanes_of<A> <= stop; i += 4 * lanes_of<A>)
-      for (int u = 0; u < 4; ++u) take(u, load(grad + i + u * lanes_of<A>), load(x + i + u * lanes_of<A>));
+      for (int u = 0; u < 4; ++u) {
+        const T *g = grad + i + u * lanes_of<A>, *v = x + i + u * lanes_of<A>;
+        prefetch(g);
+        prefetch(v);
+        take(u, load(g), load(v));
+      }
     for (; i + lanes_of<A> <= stop; i += lanes_of<A>) take(0, load(grad + i), load(x + i));
     if (i < stop) take(1, load_part(grad + i, stop - i, A(0)), load_part(x + i, stop - i, A(0)));
     out->grad += double(sum_lanes<A>((sg[0] + sg[1]) + (sg[2] + sg[3])));
@@ -92,20 +104,33 @@ inline void affine_lanes(const T* x, T* y, int64_t positions, int64_t c, const A
     });
 }
 
-template <bool RELU, typename T>
-inline void grad_sums_lanes(const T* grad, const T* x, int64_t positions, int64_t c, const Acc<T>* f, GradSums* out) {
+// P neighbouring positions into the sums of all channels, which stay in the first cache: sums[2][padded].
+template <bool RELU, int P, typename T>
+inline void add_grad_positions(const T* grad, const T* x, int64_t c, const Acc<T>* f, Acc<T>* sums, int64_t padded) {
   using A = Acc<T>;
   for_lanes<A>(c, [&](int64_t j, int64_t n) {
     const V<A> center = load_n(f + j, n), scale = load_n(f + c + j, n), shift = load_n(f + 2 * c + j, n);
     V<A> sg = {}, sx = {};
-    for (int64_t s = 0; s < positions; ++s) {
-      const V<A> v = load_n(x + s * c + j, n);
-      const V<A> m = masked_grad<RELU, A>(load_n(grad + s * c + j, n), v, center, scale, shift);
+    for (int p = 0; p < P; ++p) {
+      const V<A> v = load_n(x + p * c + j, n);
+      const V<A> m = masked_grad<RELU, A>(load_n(grad + p * c + j, n), v, center, scale, shift);
       sg += m;
       sx += m * (v - center);
     }
-    for (int64_t k = 0; k < n; ++k) out[j + k] = {double(sg[k]), double(sx[k])};
+    store(sums + j, load(sums + j) + sg);
+    store(sums + padded + j, load(sums + padded + j) + sx);
   });
+}
+
+template <bool RELU, typename T>
+inline void grad_sums_lanes(
+    const T* grad, const T* x, int64_t positions, int64_t c, const Acc<T>* f, Scratch<Acc<T>>& sums, int64_t padded,
+    GradSums* out) {
+  std::memset(sums.data, 0, size_t(2 * padded) * sizeof(Acc<T>));
+  int64_t s = 0;
+  for (; s + 4 <= positions; s += 4) add_grad_positions<RELU, 4>(grad + s * c, x + s * c, c, f, sums.data, padded);
+  for (; s < positions; ++s) add_grad_positions<RELU, 1>(grad + s * c, x + s * c, c, f, sums.data, padded);
+  for (int64_t j = 0; j < c; ++j) out[j] = {double(sums[j]), double(sums[padded + j])};
 }
 
 template <bool RELU, typename T>
@@ -139,9 +164,11 @@ inline void all_grad_sums_lanes(
   const int64_t blocks = (total + lane_block_positions - 1) / lane_block_positions;
   Scratch<GradSums> parts(blocks * c);
   for_tasks(parallel, blocks, a.numel(), [&](int64_t begin, int64_t end) {
+    const int64_t padded = (c + lanes_of<Acc<T>> - 1) / lanes_of<Acc<T>> * lanes_of<Acc<T>>;
+    Scratch<Acc<T>> sums(2 * padded);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t at = b * lane_block_positions, n = std::min(lane_block_positions, total - at);
-      grad_sums_lanes<RELU>(grad + at * c, x + at * c, n, c, f, parts.data + b * c);
+      grad_sums_lanes<RELU>(grad + at * c, x + at * c, n, c, f, sums, padded, parts.data + b * c);
     }
   });
   for (int64_t j = 0; j < c; ++j) {
@@ -207,16 +234,15 @@ inline void channel_affine_bwd_cpu(const ChannelAffineBwdArgs& args, const Paral
       A* dshift = static_cast<A*>(args.dshift);
       if (a.order == Activation::rows) {
         for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
-          for (int64_t c = begin; c < end; ++c) {
+          Scratch<GradSums> sums(end - begin);
+          for_rows(a, begin, end, [&](int64_t row, int64_t c) {
             const Affine<A> f{A(0), scale[c], shift[c]};
-            GradSums sums;
-            for (int64_t n = 0; n < a.samples; ++n) {
-              const int64_t at = (n * a.channels + c) * a.positions;
-              grad_sums_row<RELU>(grad + at, x + at, a.positions, f, &sums);
-              input_grad_row<RELU>(grad + at, x + at, dx + at, a.positions, f, {scale[c], A(0), A(0)});
-            }
-            dscale[c] = A(sums.grad_x);
-            dshift[c] = A(sums.grad);
+            grad_sums_row<RELU>(grad + row, x + row, a.positions, f, &sums[c - begin]);
+            input_grad_row<RELU>(grad + row, x + row, dx + row, a.positions, f, {scale[c], A(0), A(0)});
+          });
+          for (int64_t c = begin; c < end; ++c) {
+            dscale[c] = A(sums[c - begin].grad_x);
+            dshift[c] = A(sums[c - begin].grad);
           }
         });
         return;

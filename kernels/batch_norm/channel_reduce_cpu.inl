@@ -65,7 +65,10 @@ inline RunSums<Acc<T>> sum_run(const T* x, int64_t n, Acc<T> shift, typename Vec
   };
   int64_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes)
-    for (int u = 0; u < 4; ++u) take(u, load(x + i + u * lanes));
+    for (int u = 0; u < 4; ++u) {
+      prefetch(x + i + u * lanes);
+      take(u, load(x + i + u * lanes));
+    }
   for (; i + lanes <= n; i += lanes) take(0, load(x + i));
   RunSums<A> out;
   if (i < n) {
@@ -99,26 +102,37 @@ struct ChannelSums {
   int64_t zeros = 0, dead = 0;
 };
 
-// One channel of [N, C, S], samples [first, last): each sample's S values are one contiguous row.
+// Channels [begin, end) of [N, C, S], samples [first, last). Samples outside, channels inside: memory is read in order,
+// which is worth a factor of two over following each channel through the tensor.
 template <bool COUNT, typename T>
-inline ChannelSums reduce_rows(
-    const T* x, const Activation& a, int64_t channel, int64_t first, int64_t last, typename Vec<Acc<T>>::bits limit) {
-  ChannelSums out;
+inline void reduce_rows(
+    const T* x, const Activation& a, int64_t begin, int64_t end, int64_t first, int64_t last,
+    typename Vec<Acc<T>>::bits limit, ChannelSums* out) {
+  for (int64_t c = begin; c < end; ++c) out[c - begin] = {};
   for (int64_t n = first; n < last; ++n) {
-    const T* row = x + (n * a.channels + channel) * a.positions;
-    int64_t zeros = 0;
-    for (int64_t i = 0; i < a.positions; i += run_elements) {
-      const int64_t m = std::min(run_elements, a.positions - i);
-      const auto shift =
-          out.moments.n ? finite_or_zero<Acc<T>>(out.moments.mean) : finite_or_zero<Acc<T>>(first_shift(row + i, m));
-      const auto run = sum_run<COUNT>(row + i, m, shift, limit);
-      out.moments.add(double(m), double(shift), run.sum, run.squares);
-      zeros += run.zeros;
+    const T* row = x + (n * a.channels + begin) * a.positions;
+    for (int64_t c = begin; c < end; ++c, row += a.positions) {
+      ChannelSums& sums = out[c - begin];
+      int64_t zeros = 0;
+      for (int64_t i = 0; i < a.positions; i += run_elements) {
+        const int64_t m = std::min(run_elements, a.positions - i);
+        const double near = sums.moments.n ? sums.moments.mean : double(first_shift(row + i, m));
+        const auto shift = finite_or_zero<Acc<T>>(near);
+        const auto run = sum_run<COUNT>(row + i, m, shift, limit);
+        sums.moments.add(double(m), double(shift), run.sum, run.squares);
+        zeros += run.zeros;
+      }
+      sums.zeros += zeros;
+      sums.dead += COUNT && zeros == a.positions && a.positions > 0;
     }
-    out.zeros += zeros;
-    out.dead += COUNT && zeros == a.positions && a.positions > 0;
   }
-  return out;
+}
+
+// Channels whose values fit in the nearest caches together: statistics and output are made while they are there.
+template <typename T>
+inline int64_t channels_per_block(const Activation& a) {
+  const int64_t bytes = std::max<int64_t>(a.per_channel() * int64_t(sizeof(T)), 1);
+  return std::clamp<int64_t>((int64_t(1) << 18) / bytes, 1, std::max<int64_t>(a.channels, 1));
 }
 
 // ------------------------------------------------------------------------------------------------ lanes
@@ -130,6 +144,9 @@ struct LaneBlocks {
   explicit LaneBlocks(const Activation& a) {
     const int64_t s = std::max<int64_t>(a.positions, 1);
     samples_per_block = std::max<int64_t>(lane_block_positions / s, 1);
+    // Short samples are added 16, 4 and 1 positions at a time; no sum may take more than 64 such steps.
+    const int64_t steps = s / 16 + s % 16 / 4 + s % 4;
+    if (s > 1) samples_per_block = std::clamp<int64_t>(64 / steps, 1, samples_per_block);
     blocks_per_sample = samples_per_block > 1 ? 1 : (s + lane_block_positions - 1) / lane_block_positions;
     positions_per_block = (s + blocks_per_sample - 1) / blocks_per_sample;
     const int64_t groups = (a.samples + samples_per_block - 1) / samples_per_block;

@@ -1,7 +1,7 @@
 // Mean, biased variance, zero count and dead-sample count per channel in one read of the activation.
 //
 // Cost model: the bytes of x once (plus 32 bytes per channel and block); bandwidth-bound at about 20 instructions per
-// register of values. Rows keep their sums in registers; lanes keep one register of channels over eight positions.
+// register of values. Rows keep their sums in registers, lanes in the first cache; both read memory in order.
 
 // With few channels, one task per channel would leave cores idle: cut each channel's samples too.
 inline int64_t parts_per_channel(const Activation& a) {
@@ -11,23 +11,22 @@ inline int64_t parts_per_channel(const Activation& a) {
 template <bool COUNT, typename T, typename Done>
 inline void row_stats(const Activation& a, const T* x, typename Vec<Acc<T>>::bits limit, const Parallel& parallel, Done&& done) {
   const int64_t parts = parts_per_channel(a);
+  Scratch<ChannelSums> sums(a.channels * parts);  // [parts, C]
   if (parts == 1) {
     for_tasks(parallel, a.channels, a.numel(), [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) done(c, reduce_rows<COUNT>(x, a, c, 0, a.samples, limit));
+      reduce_rows<COUNT>(x, a, begin, end, 0, a.samples, limit, sums.data + begin);
     });
-    return;
+  } else {
+    for_tasks(parallel, parts, a.numel(), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        reduce_rows<COUNT>(
+            x, a, 0, a.channels, a.samples * p / parts, a.samples * (p + 1) / parts, limit, sums.data + p * a.channels);
+    });
   }
-  Scratch<ChannelSums> sums(a.channels * parts);
-  for_tasks(parallel, a.channels * parts, a.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t p = t % parts;
-      sums[t] = reduce_rows<COUNT>(x, a, t / parts, a.samples * p / parts, a.samples * (p + 1) / parts, limit);
-    }
-  });
   for (int64_t c = 0; c < a.channels; ++c) {
     ChannelSums total;
     for (int64_t p = 0; p < parts; ++p) {
-      const ChannelSums& part = sums[c * parts + p];
+      const ChannelSums& part = sums[p * a.channels + c];
       total.moments.merge(part.moments);
       total.zeros += part.zeros;
       total.dead += part.dead;
@@ -36,96 +35,128 @@ inline void row_stats(const Activation& a, const T* x, typename Vec<Acc<T>>::bit
   }
 }
 
-// Running sums of U registers of channels. Sums are flushed from `near` to `far` every few positions: two short chains of
-// float additions instead of one long one, so that a channel's sum loses less than its own last bit.
-template <typename A, int U>
+// Sums of one block of positions, all channels at once: the rows of x are read in order and the sums, a few kilobytes,
+// stay in the first cache. Sixteen positions are added in registers first, so chains of float additions stay short.
+template <typename A>
 struct LaneSums {
-  V<A> shift[U], near_sum[U] = {}, near_squares[U] = {}, far_sum[U] = {}, far_squares[U] = {};
-  M<A> zeros[U] = {}, dead[U] = {}, here[U] = {};
+  using B = typename Vec<A>::bits;
+  int64_t padded;
+  Scratch<A> shift, sum, squares;
+  Scratch<B> here, zeros, dead;
 
-  void flush() {
-    for (int u = 0; u < U; ++u) {
-      far_sum[u] += near_sum[u];
-      far_squares[u] += near_squares[u];
-      near_sum[u] = near_squares[u] = V<A>{};
-    }
+  explicit LaneSums(int64_t channels)
+      : padded((channels + lanes_of<A> - 1) / lanes_of<A> * lanes_of<A>),
+        shift(padded), sum(padded), squares(padded), here(padded), zeros(padded), dead(padded) {}
+
+  template <typename X>
+  static void clear(Scratch<X>& values, int64_t n) {
+    std::memset(values.data, 0, size_t(n) * sizeof(X));
+  }
+  void reset() {
+    for (Scratch<A>* values : {&shift, &sum, &squares}) clear(*values, padded);
+    for (Scratch<B>* values : {&here, &zeros, &dead}) clear(*values, padded);
   }
 };
 
-constexpr int64_t lane_flush_positions = 16;
+template <typename A>
+inline M<A> load_bits(const typename Vec<A>::bits* p) {
+  M<A> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 
-// One strip of channels over one block; get(p, u) loads register u of the strip at position p.
-template <bool COUNT, int U, typename T, typename Get>
-inline void lane_strip_stats(
-    const Activation& a, const T* x, const LaneBlocks& blocks, int64_t block, typename Vec<Acc<T>>::bits limit, Get&& get,
-    LaneSums<Acc<T>, U>* sums) {
+template <typename A>
+inline void store_bits(typename Vec<A>::bits* p, M<A> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// P neighbouring positions of U registers of channels, summed in registers, then added to the sums.
+template <bool COUNT, int P, int U, typename T, typename Load>
+[[gnu::always_inline]] inline void add_tile(
+    const T* x, int64_t c, int64_t j, typename Vec<Acc<T>>::bits limit, LaneSums<Acc<T>>& l, Load&& get) {
   using A = Acc<T>;
-  const int64_t c = a.channels;
-  int64_t first, last, begin, end;
-  blocks.range(a, block, &first, &last, &begin, &end);
-  const int64_t positions = end - begin, lead = std::min<int64_t>((last - first) * positions, 8);
-  LaneSums<A, U> l;
-  for (int u = 0; u < U; ++u) {  // the mean of the first few positions, unless it is not a number
-    V<A> mean = {};
-    for (int64_t s = 0; s < lead; ++s) mean += get(x + (first * a.positions + begin + s) * c, u);
-    mean /= A(lead);
-    l.shift[u] = select<A>(magnitude_bits<A>(mean) < (M<A>)splat(std::numeric_limits<A>::infinity()), mean, V<A>{});
-  }
-  for (int64_t sample = first; sample < last; ++sample) {
-    const T* p = x + (sample * a.positions + begin) * c;
-    for (int64_t s = 0; s < positions; s += lane_flush_positions) {
-      const int64_t stop = std::min(positions, s + lane_flush_positions);
-      for (int64_t i = s; i < stop; ++i, p += c)
-        for (int u = 0; u < U; ++u) {
-          const V<A> v = get(p, u), d = v - l.shift[u];
-          l.near_sum[u] += d;
-          l.near_squares[u] += d * d;
-          if constexpr (COUNT) l.here[u] -= at_most<A>(v, limit);
-        }
-      if (positions > 1 || (sample & (lane_flush_positions - 1)) == 0) l.flush();
+  constexpr int64_t lanes = lanes_of<A>;
+  V<A> shift[U], s[U] = {}, q[U] = {};
+  M<A> z[U] = {};
+  const int64_t ahead = P * c * int64_t(sizeof(T));  // this strip of the next P positions
+  for (int u = 0; u < U; ++u) shift[u] = load(l.shift.data + j + u * lanes);
+  for (int p = 0; p < P; ++p, x += c)
+    for (int u = 0; u < U; ++u) {
+      prefetch(x + j + u * lanes, ahead);
+      const V<A> v = get(x + j + u * lanes), d = v - shift[u];
+      s[u] += d;
+      q[u] += d * d;
+      if constexpr (COUNT) z[u] = at_most<A>(v, limit) ? z[u] + 1 : z[u];
     }
-    if constexpr (COUNT)
-      for (int u = 0; u < U; ++u) {
-        l.zeros[u] += l.here[u];
-        l.dead[u] -= l.here[u] == typename Vec<A>::bits(a.positions);
-        l.here[u] = M<A>{};
-      }
+  for (int u = 0; u < U; ++u) {
+    A *sum = l.sum.data + j + u * lanes, *squares = l.squares.data + j + u * lanes;
+    store(sum, load(sum) + s[u]);
+    store(squares, load(squares) + q[u]);
+    auto* here = l.here.data + j + u * lanes;
+    if constexpr (COUNT) store_bits<A>(here, load_bits<A>(here) + z[u]);
   }
-  l.flush();
-  *sums = l;
+}
+
+template <bool COUNT, int P, typename T>
+inline void add_positions(const T* x, int64_t c, typename Vec<Acc<T>>::bits limit, LaneSums<Acc<T>>& l) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = lanes_of<A>;
+  constexpr int U = AVFAST_VECTOR_BYTES == 64 ? 4 : 2;
+  const auto whole = [](const T* p) { return load(p); };
+  int64_t j = 0;
+  for (; j + U * lanes <= c; j += U * lanes) add_tile<COUNT, P, U>(x, c, j, limit, l, whole);
+  for (; j + lanes <= c; j += lanes) add_tile<COUNT, P, 1>(x, c, j, limit, l, whole);
+  if (const int64_t n = c - j; n > 0)
+    add_tile<COUNT, P, 1>(x, c, j, limit, l, [n](const T* p) { return load_part(p, n, A(0)); });
+}
+
+template <bool COUNT, typename T>
+inline void add_run(const T* x, int64_t positions, int64_t c, typename Vec<Acc<T>>::bits limit, LaneSums<Acc<T>>& l) {
+  int64_t s = 0;
+  for (; s + 16 <= positions; s += 16) add_positions<COUNT, 16>(x + s * c, c, limit, l);
+  for (; s + 4 <= positions; s += 4) add_positions<COUNT, 4>(x + s * c, c, limit, l);
+  for (; s < positions; ++s) add_positions<COUNT, 1>(x + s * c, c, limit, l);
 }
 
 template <bool COUNT, typename T>
 inline void lane_block_stats(
     const Activation& a, const T* x, const LaneBlocks& blocks, int64_t block, typename Vec<Acc<T>>::bits limit,
-    ChannelSums* out) {
+    LaneSums<Acc<T>>& l, ChannelSums* out) {
   using A = Acc<T>;
-  constexpr int64_t lanes = lanes_of<A>;
-  constexpr int U = AVFAST_VECTOR_BYTES == 64 ? 4 : 2;
+  const int64_t c = a.channels;
   int64_t first, last, begin, end;
   blocks.range(a, block, &first, &last, &begin, &end);
-  const double count = double((last - first) * (end - begin));
-  auto write = [&](int64_t channel, V<A> shift, V<A> sum, V<A> squares, M<A> zeros, M<A> dead, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) {
-      ChannelSums& o = out[channel + k];
-      o = {};
-      o.moments.add(count, double(shift[k]), double(sum[k]), double(squares[k]));
-      o.zeros = zeros[k];
-      o.dead = dead[k];
+  const T* start = x + (first * a.positions + begin) * c;
+  const int64_t positions = end - begin, total = (last - first) * positions, lead = std::min<int64_t>(total, 8);
+  l.reset();
+  for_lanes<A>(c, [&](int64_t j, int64_t n) {  // the mean of the first few positions, unless it is not a number
+    V<A> mean = {};
+    for (int64_t s = 0; s < lead; ++s) mean += load_n(start + s * c + j, n);
+    mean /= A(lead);
+    const M<A> finite = magnitude_bits<A>(mean) < (M<A>)splat(std::numeric_limits<A>::infinity());
+    store(l.shift.data + j, select<A>(finite, mean, V<A>{}));
+  });
+  const bool position_is_sample = a.positions == 1;
+  if (position_is_sample) {
+    add_run<COUNT>(start, total, c, limit, l);
+    std::swap(l.here.data, l.zeros.data);
+  } else {
+    for (int64_t sample = first; sample < last; ++sample) {
+      add_run<COUNT>(x + (sample * a.positions + begin) * c, positions, c, limit, l);
+      if constexpr (COUNT) {
+        for (int64_t j = 0; j < c; ++j) {
+          l.zeros[j] += l.here[j];
+          l.dead[j] += l.here[j] == typename Vec<A>::bits(a.positions);
+          l.here[j] = 0;
+        }
+      }
     }
-  };
-  int64_t j = 0;
-  for (; j + U * lanes <= a.channels; j += U * lanes) {
-    LaneSums<A, U> l;
-    lane_strip_stats<COUNT, U>(a, x + j, blocks, block, limit, [](const T* p, int u) { return load(p + u * lanes); }, &l);
-    for (int u = 0; u < U; ++u)
-      write(j + u * lanes, l.shift[u], l.far_sum[u], l.far_squares[u], l.zeros[u], l.dead[u], lanes);
   }
-  for (; j < a.channels; j += lanes) {
-    const int64_t n = std::min(lanes, a.channels - j);
-    LaneSums<A, 1> l;
-    lane_strip_stats<COUNT, 1>(a, x + j, blocks, block, limit, [n](const T* p, int) { return load_n(p, n); }, &l);
-    write(j, l.shift[0], l.far_sum[0], l.far_squares[0], l.zeros[0], l.dead[0], n);
+  for (int64_t j = 0; j < c; ++j) {
+    out[j] = {};
+    out[j].moments.add(double(total), double(l.shift[j]), double(l.sum[j]), double(l.squares[j]));
+    out[j].zeros = l.zeros[j];
+    out[j].dead = position_is_sample ? l.zeros[j] : l.dead[j];
   }
 }
 
@@ -135,7 +166,8 @@ inline void lane_stats(const Activation& a, const T* x, typename Vec<Acc<T>>::bi
   const int64_t c = a.channels;
   Scratch<ChannelSums> sums(blocks.count * c);
   for_tasks(parallel, blocks.count, a.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) lane_block_stats<COUNT>(a, x, blocks, b, limit, sums.data + b * c);
+    LaneSums<Acc<T>> scratch(c);
+    for (int64_t b = begin; b < end; ++b) lane_block_stats<COUNT>(a, x, blocks, b, limit, scratch, sums.data + b * c);
   });
   const int64_t split = blocks.blocks_per_sample;
   for (int64_t j = 0; j < c; ++j) {

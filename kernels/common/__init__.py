@@ -1,0 +1,1 @@
+"""What the op families share: SIMD and CUDA helpers, argument types, Triton arithmetic."""
