@@ -28,7 +28,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10: the oldest torch the library loads in
-CXX_FLAGS = "-std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wno-psabi"
+CXX_FLAGS = (
+    "-std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wno-psabi"
+)
 # GCC 12's own AVX-512 headers trip these two.
 CXX_FLAGS += " -Wno-maybe-uninitialized -Wno-ignored-attributes"
 SOURCES = {".cpp", ".h", ".inl", ".cu", ".cuh"}
@@ -151,9 +153,7 @@ def compile_all(folder: Path) -> tuple[Path, Path]:
     flags = CXX_FLAGS + (" -O0 -g" if os.environ.get("AVFAST_DEBUG") == "1" else " -O3 -DNDEBUG")
     launcher = "ccache " if shutil.which("ccache") else ""
     ninja = Ninja(folder)
-    ninja.rule(
-        "cxx", f"{launcher}{cxx} {flags} $includes -MD -MF $out.d -c $in -o $out", "deps = gcc|depfile = $out.d"
-    )
+    ninja.rule("cxx", f"{launcher}{cxx} {flags} $includes -MD -MF $out.d -c $in -o $out", "deps = gcc|depfile = $out.d")
     ninja.rule("link", f"{cxx} -shared $in -o $out $libs")
 
     api = f"-isystem {torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET}"
@@ -190,7 +190,9 @@ def compile_all(folder: Path) -> tuple[Path, Path]:
                 **facts,
             }
         )
-        source = f'extern "C" const char avfast_build_info_json[];\nconst char avfast_build_info_json[] = R"J({text})J";\n'
+        source = (
+            f'extern "C" const char avfast_build_info_json[];\nconst char avfast_build_info_json[] = R"J({text})J";\n'
+        )
         if not info.exists() or info.read_text() != source:
             info.write_text(source)
         made = ninja.edge("cxx", folder / f"{name}_info.o", [info])
@@ -206,7 +208,8 @@ def compile_all(folder: Path) -> tuple[Path, Path]:
         gencode += f" -gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"
         ninja.rule(
             "nvcc",
-            f"{nvcc} -O3 -std=c++17 -lineinfo {gencode} -Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d -c $in -o $out",
+            f"{nvcc} -O3 -std=c++17 -lineinfo {gencode} -Xcompiler -fPIC,-fvisibility=hidden "
+            "-MD -MF $out.d -c $in -o $out",
             "deps = gcc|depfile = $out.d",
         )
         device = [

@@ -119,9 +119,7 @@ def explain(op: str | Callable, *inputs: Tensor) -> Explanation:
         if reasons[chosen]:
             raise BackendError(f"avfast.{name}: backend '{chosen}' cannot run: {reasons[chosen]}")
     why_not = "can run, comes later" if _current == "auto" else f"can run, but '{chosen}' was chosen"
-    return Explanation(
-        name, device, chosen, {b: "runs" if b == chosen else r or why_not for b, r in reasons.items()}
-    )
+    return Explanation(name, device, chosen, {b: "runs" if b == chosen else r or why_not for b, r in reasons.items()})
 
 
 def refuse_unless_reference(op: str) -> None:

@@ -1,7 +1,7 @@
 """How avfast checks itself, for its own tests, for ``avfast check``, and for yours.
 
-An op is right when it is about as close to float64 as plain PyTorch in the same dtype: at most 2 times as far forward and
-3 times backward, plus a few units in the last place. Tolerances are computed from that rule, never chosen.
+An op is right when it is about as close to float64 as plain PyTorch in the same dtype: at most 2 times as far forward
+and 3 times backward, plus a few units in the last place. Tolerances are computed from that rule, never chosen.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def budget(eager: Tensor, exact: Tensor, factor: float) -> float:
 class Case:
     """One registered operator and how to test it.
 
-    ``make(shape, dtype, generator)`` gives its arguments; ``eager`` is how people write it in plain PyTorch, in the dtype of
-    the input: the yardstick of the error budget. ``exact`` gets float64 arguments.
+    ``make(shape, dtype, generator)`` gives its arguments; ``eager`` is how people write it in plain PyTorch, in the dtype
+    of the input: the yardstick of the error budget. ``exact`` gets float64 arguments.
     """
 
     name: str  # registered operator, avfast::name
@@ -274,7 +274,9 @@ def _check_info_nce(dtype: torch.dtype, generator: torch.Generator) -> CheckRow:
     eager = contrastive.info_nce(a.float(), b.float(), 0.1, **options)
     result = info_nce(a, b, reduction="none")
     backend = backends.explain("info_nce", a).chosen
-    return CheckRow("info_nce", str(dtype)[6:], backend, relative_error(result, exact), budget(eager, exact, FORWARD_FACTOR))
+    return CheckRow(
+        "info_nce", str(dtype)[6:], backend, relative_error(result, exact), budget(eager, exact, FORWARD_FACTOR)
+    )
 
 
 def unable(device: str = "cpu") -> dict[str, str]:
@@ -299,7 +301,9 @@ def check(device: str = "cpu", seed: int = 0) -> Iterator[CheckRow]:
             for shape in CHECK_SHAPES:
                 for layout in LAYOUTS[:2]:
                     args = tuple(
-                        in_layout(a, layout).to(device) if isinstance(a, Tensor) and a.dim() == len(shape) else _to(a, device)
+                        in_layout(a, layout).to(device)
+                        if isinstance(a, Tensor) and a.dim() == len(shape)
+                        else _to(a, device)
                         for a in case.make(shape, dtype, generator)
                     )
                     rows += case.errors(*args)

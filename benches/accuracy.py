@@ -46,9 +46,7 @@ def errors_of(actual: Answer, expected: Answer) -> dict[str, Error]:
     return {name: error_of(actual[name], expected[name]) for name in expected}
 
 
-def allowance(
-    dtype: torch.dtype, baseline: Error | None, *, exact: bool = False, least: float = 0.0
-) -> float:
+def allowance(dtype: torch.dtype, baseline: Error | None, *, exact: bool = False, least: float = 0.0) -> float:
     """The relative error allowed: half of the digits of the dtype, or three times the published form's error.
 
     Wide on purpose: torch's own kernels lose that much in places, and an opponent must be timed with its

@@ -83,9 +83,7 @@ def foreach(n: Network) -> tuple[list[Tensor], ...]:
     torch._foreach_erfc_(live)
     torch._foreach_mul_(live, 0.5)
     abnormal = [s <= THRESHOLD for s in score]
-    live = [
-        torch.where(s == 0, (b > 0).float(), value) for s, b, value in zip(size, n.betas, live, strict=True)
-    ]
+    live = [torch.where(s == 0, (b > 0).float(), value) for s, b, value in zip(size, n.betas, live, strict=True)]
     return abnormal, score, live, [a.sum() for a in abnormal]
 
 

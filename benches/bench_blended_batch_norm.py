@@ -85,9 +85,7 @@ def two_layers(n: Layer) -> Tensor:
     """As published: both batch norms in full, mixed, then the ReLU."""
     alpha = n.alpha.view(1, -1, 1, 1)
     first = F.batch_norm(n.x, n.running_mean, n.running_var, n.weight, n.bias, True, MOMENTUM, EPS)
-    second = F.batch_norm(
-        n.x, n.new_running_mean, n.new_running_var, n.new_weight, n.new_bias, True, MOMENTUM, EPS
-    )
+    second = F.batch_norm(n.x, n.new_running_mean, n.new_running_var, n.new_weight, n.new_bias, True, MOMENTUM, EPS)
     return F.relu(alpha * first + (1 - alpha) * second)
 
 
@@ -183,9 +181,7 @@ def _compiled(name: str, forward: Callable[[Layer], Tensor], device: str) -> Can
     )
 
 
-def case(
-    name: str, layout: str = "contiguous", dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Case:
+def case(name: str, layout: str = "contiguous", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Case:
     shape = shapes.BATCH_NORM_INPUTS[name]
     return Case(
         op="blended_batch_norm",

@@ -89,9 +89,7 @@ def oracle(x: Tensor) -> dict[str, Tensor]:
         silent = maps.abs() <= THRESHOLD
         mean = maps.sum() / maps.numel()
         rows.append(
-            torch.stack(
-                [mean, (maps - mean).square().mean(), silent.double().mean(), silent.all(1).double().mean()]
-            )
+            torch.stack([mean, (maps - mean).square().mean(), silent.double().mean(), silent.all(1).double().mean()])
         )
     return view(tuple(torch.stack(rows, 1)))
 

@@ -106,9 +106,7 @@ class TrainStep:
         self._model = torch.compile(model, dynamic=False) if compile_it else model
 
     def saved(self) -> Saved:
-        return saved_for_backward(
-            lambda: self._model(self._images), parameters=self._held, inputs=(self._images,)
-        )
+        return saved_for_backward(lambda: self._model(self._images), parameters=self._held, inputs=(self._images,))
 
     def __call__(self) -> dict[str, Tensor]:
         self._optimiser.zero_grad(set_to_none=True)

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 #: Who a candidate is. Every role in OPPONENTS counts towards the headline, which is the *worst* ratio.
-PUBLISHED = (
-    "published"  # the formulation as its paper or repository writes it, in eager PyTorch: the baseline
-)
+PUBLISHED = "published"  # the formulation as its paper or repository writes it, in eager PyTorch: the baseline
 LEAN = "lean"  # the leanest plain PyTorch we can write
 COMPILED = "compiled"  # torch.compile of either
 PEER = "peer"  # the named competitor at its best documented setting

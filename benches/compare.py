@@ -152,9 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=3, help="how often each commit is measured")
     parser.add_argument("--threads", help="comma-separated thread counts")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument(
-        "--repository", type=Path, default=Path.cwd(), help="checkout that knows both commits"
-    )
+    parser.add_argument("--repository", type=Path, default=Path.cwd(), help="checkout that knows both commits")
     chosen = parser.parse_args(arguments)
     if chosen.gate:
         return run_gate(chosen.names)

@@ -23,9 +23,7 @@ def ratio_table(results: dict) -> dict[Key, float]:
     }
 
 
-def shortfalls(
-    now: Mapping[Key, float], committed: Mapping[Key, float], tolerance: float = TOLERANCE
-) -> list[Key]:
+def shortfalls(now: Mapping[Key, float], committed: Mapping[Key, float], tolerance: float = TOLERANCE) -> list[Key]:
     """Cases of ``committed`` that are more than ``tolerance`` slower now; what has no ratio now is `lost`."""
     return [key for key, ratio in committed.items() if key in now and now[key] < ratio * (1 - tolerance)]
 

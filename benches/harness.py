@@ -198,9 +198,7 @@ def _time(case: Case, running: Sequence[_Entrant], protocol: Protocol) -> tuple[
                 break
             entrant = field_of[name]
             with entrant.candidate.scope():
-                slices[name].append(
-                    timing.time_slice(entrant.calls, repeat[entrant.candidate.name], case.device)
-                )
+                slices[name].append(timing.time_slice(entrant.calls, repeat[entrant.candidate.name], case.device))
     finally:
         gc.enable()
     return slices, min(len(taken) for taken in slices.values())

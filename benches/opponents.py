@@ -18,23 +18,17 @@ def plain(name: str, function: Function, view: Callable, role: str = PUBLISHED) 
     return Candidate(name, lambda inputs: lambda: function(inputs), role, view)
 
 
-def compile_of(
-    name: str, function: Function, view: Callable, device: str, *, slow: bool = False
-) -> Candidate:
+def compile_of(name: str, function: Function, view: Callable, device: str, *, slow: bool = False) -> Candidate:
     """torch.compile of ``function(inputs)``; compiled when it is first called, which is never timed."""
 
     def prepare(inputs: Any) -> Call:
         fast = compiled.compiled(function)
         return lambda: fast(inputs)
 
-    return Candidate(
-        f"compile({name})", prepare, COMPILED, view, missing=lambda: compiled.missing(device), slow=slow
-    )
+    return Candidate(f"compile({name})", prepare, COMPILED, view, missing=lambda: compiled.missing(device), slow=slow)
 
 
-def ours(
-    op: str, prepare: Callable[[Any], Call], view: Callable, device: str = "cpu"
-) -> tuple[Candidate, ...]:
+def ours(op: str, prepare: Callable[[Any], Call], view: Callable, device: str = "cpu") -> tuple[Candidate, ...]:
     """avfast as a user gets it, then the same call held to each other backend of the device."""
     others = ("torch", "triton") if torch.device(device).type == "cuda" else ("torch",)
     return (

@@ -59,9 +59,7 @@ def _speedup(axes, records: list[dict]) -> None:
 
 def _memory(axes, records: list[dict]) -> None:
     def values(record: dict) -> dict[str, float]:
-        shown = [
-            c for c in record["candidates"] if c["status"] == "ok" and c["role"] not in (BACKEND, CONTEXT)
-        ]
+        shown = [c for c in record["candidates"] if c["status"] == "ok" and c["role"] not in (BACKEND, CONTEXT)]
         return {c["name"]: max(c.get("peak_bytes") or 0, 1) / 2**20 for c in shown}
 
     _bars(
@@ -73,9 +71,7 @@ def _memory(axes, records: list[dict]) -> None:
     axes.set_xlabel("peak extra memory, MiB (left is good)")
 
 
-def _bars(
-    axes, records: list[dict], values, *, start: float = 0, emphasise: frozenset | set = frozenset()
-) -> None:
+def _bars(axes, records: list[dict], values, *, start: float = 0, emphasise: frozenset | set = frozenset()) -> None:
     """A group of bars per record, each from ``start`` to its value."""
     names = list(dict.fromkeys(name for record in records for name in values(record)))
     height = 0.8 / max(len(names), 1)

@@ -127,9 +127,7 @@ def markdown(rows: Sequence[dict]) -> str:
     return "\n".join(lines + ([""] + [f"- {note}" for note in notes] if notes else [])) + "\n"
 
 
-def bench_command(
-    names: Sequence[str] = (), json_path: str | os.PathLike | None = None, quick: bool = False
-) -> int:
+def bench_command(names: Sequence[str] = (), json_path: str | os.PathLike | None = None, quick: bool = False) -> int:
     """What ``avfast bench [NAME ...] [--json OUT] [--quick]`` does; returns the exit status.
 
     Raises ConfigError for an unknown name, before anything is measured.

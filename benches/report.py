@@ -90,9 +90,7 @@ def record_table(record: dict) -> str:
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),
     ]
-    lines += [
-        _row(candidate, record) for candidate in record["candidates"] if candidate["status"] != "left out"
-    ]
+    lines += [_row(candidate, record) for candidate in record["candidates"] if candidate["status"] != "left out"]
     if record["noise_floor"] is not None:
         lines += [
             "",
@@ -208,13 +206,9 @@ def update_readme(path: Path, block: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m avfast.benches.report", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m avfast.benches.report", description=__doc__.splitlines()[0])
     parser.add_argument("json", type=Path)
-    parser.add_argument(
-        "--out", type=Path, help="folder for report.md and the plots (default: print the report)"
-    )
+    parser.add_argument("--out", type=Path, help="folder for report.md and the plots (default: print the report)")
     parser.add_argument("--readme", type=Path, help="rewrite the numbers between the markers of this file")
     chosen = parser.parse_args(arguments)
     results = run.load(chosen.json)

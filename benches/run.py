@@ -37,9 +37,7 @@ def measure(
 ) -> dict:
     """Run benches and return what goes into the JSON file. ``tell`` gets every record as it comes."""
     counts = sorted(set(threads or (1, machine.cores())))
-    modules = [
-        registry.load(name) for name in names or registry.BENCHES
-    ]  # an unknown name fails before any work
+    modules = [registry.load(name) for name in names or registry.BENCHES]  # an unknown name fails before any work
     results = {
         "schema": SCHEMA,
         "machine": machine.facts(),
@@ -64,9 +62,7 @@ def measure(
             tell(rows)
             continue
         for count, case in _plan(module, device, counts, match):
-            protocol = Protocol(
-                threads=count, rounds=rounds, seconds=seconds, include=include, cores_in_use=counts[-1]
-            )
+            protocol = Protocol(threads=count, rounds=rounds, seconds=seconds, include=include, cores_in_use=counts[-1])
             record = run_case(case, protocol)
             results["cases"].append(record)
             tell(record)
@@ -131,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(registry.BENCHES)}")
     parser.add_argument("--threads", help="comma-separated thread counts (default: 1 and all cores)")
     parser.add_argument("--rounds", type=int, help="rounds per case (default: 11 on a CPU, 20 on a GPU)")
-    parser.add_argument(
-        "--seconds", type=float, help="stop a case after this long, once 5 rounds are complete"
-    )
+    parser.add_argument("--seconds", type=float, help="stop a case after this long, once 5 rounds are complete")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--match", default="", help="only cases whose key contains this")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

@@ -61,9 +61,7 @@ def time_slice(calls: Sequence[Callable[[], Any]], repeat: int, device: str) -> 
 def repeats_for(calls: Sequence[Callable[[], Any]], device: str, min_slice: float = MIN_SLICE_S) -> int:
     """How many calls make a slice. The first calls also warm caches up."""
     time_slice(calls, len(calls), device)
-    once = min(
-        time_slice(calls, len(calls), device).wall for _ in range(3)
-    )  # a hiccup would make slices short
+    once = min(time_slice(calls, len(calls), device).wall for _ in range(3))  # a hiccup would make slices short
     return max(1, math.ceil(min_slice / max(once, 1e-9)))
 
 

@@ -93,9 +93,7 @@ def compile_cu(nvcc: str, source: Path, architectures: list[int]) -> Usage:
         run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{source.relative_to(ROOT)} does not compile:\n{run.stderr[-3000:]}")
-    log = subprocess.run(
-        ["c++filt"], input=run.stdout + run.stderr, capture_output=True, text=True, check=True
-    ).stdout
+    log = subprocess.run(["c++filt"], input=run.stdout + run.stderr, capture_output=True, text=True, check=True).stdout
     return parse_ptxas(log)
 
 
@@ -121,9 +119,7 @@ def measure_nvcc() -> tuple[str, dict[str, Usage]]:
 
 def measure_triton() -> tuple[str, dict[str, Usage]]:
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise Unavailable(
-            "TRITON_INTERPRET=1: interpreted kernels cannot be compiled; use a process without it"
-        )
+        raise Unavailable("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; use a process without it")
     try:
         import triton
         from triton.backends.compiler import GPUTarget
@@ -146,9 +142,7 @@ def measure_triton() -> tuple[str, dict[str, Usage]]:
                 if case["wide_loads"] and not re.search(
                     r"ld\.global\.v4\.b32|ld\.global\.v2\.b64", compiled.asm["ptx"]
                 ):
-                    raise RuntimeError(
-                        f"{case['name']} for sm_{arch} reads x in less than 16 bytes at a time"
-                    )
+                    raise RuntimeError(f"{case['name']} for sm_{arch} reads x in less than 16 bytes at a time")
                 usage[f"{case['name']} sm_{arch}"] = {
                     **read_cubin(cuobjdump, compiled.asm["cubin"]),
                     "shared": compiled.metadata.shared,
@@ -227,9 +221,7 @@ MEASURE = {"nvcc": measure_nvcc, "triton": measure_triton}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted(MEASURE))
     parser.add_argument("--update", action="store_true")
     options = parser.parse_args()

@@ -22,9 +22,7 @@ def demo_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def flash_and_click(
-    path: Path, *, at: float, seconds: float = 4.0, fps: int = 25, rate: int = 16000, **codecs
-) -> Path:
+def flash_and_click(path: Path, *, at: float, seconds: float = 4.0, fps: int = 25, rate: int = 16000, **codecs) -> Path:
     """A black clip with one white frame and one 5 ms click, both from ``at`` on (a multiple of 1 / fps)."""
     frames = np.full((round(seconds * fps), 48, 64, 3), 16, np.uint8)
     frames[round(at * fps)] = 235

@@ -107,6 +107,4 @@ class Workspace:
         self.data = torch.full((nbytes + CANARY,), 0xFF, dtype=torch.uint8)
 
     def check(self):
-        assert (self.data[self.nbytes :] == 0xFF).all(), (
-            "the workspace is smaller than what the kernel writes"
-        )
+        assert (self.data[self.nbytes :] == 0xFF).all(), "the workspace is smaller than what the kernel writes"

@@ -27,7 +27,12 @@ class Block(nn.Module):
 
 def resnet18() -> nn.Sequential:
     """ResNet-18 in its published widths."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
     widths = [64, 64, 128, 128, 256, 256, 512, 512]
     for i, width in enumerate(widths):
         before = widths[i - 1] if i else 64
@@ -84,7 +89,9 @@ def test_fold_in_float32_is_equal_to_a_millionth():
 
 
 def test_convert_keeps_tensors_modes_and_names():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(5).eval(), nn.SyncBatchNorm(6)))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(5).eval(), nn.SyncBatchNorm(6))
+    )
     weight, mean = net[1].weight, net[1].running_mean
     names = [name for name, _ in batchnorm_layers(net)]
     avfast.convert_abri(net, alpha=0.3)
@@ -135,7 +142,9 @@ def test_reset_baselines():
 
     layer = net()
     assert avfast.reset_batchnorm(layer) == 4
-    assert layer.weight.tolist() == [1] * 4 and layer.running_var.tolist() == [1] * 4 == [1 - m for m in layer.running_mean]
+    assert layer.weight.tolist() == [1] * 4 and layer.running_var.tolist() == [1] * 4 == [
+        1 - m for m in layer.running_mean
+    ]
     layer = net()
     assert avfast.reset_batchnorm(layer, "abnormal") == 1
     torch.testing.assert_close(layer.weight, torch.tensor([1.0, 0.0, 2.0, 1e-7]))
@@ -151,14 +160,20 @@ def test_training_follows_the_published_form():
     class Published(nn.Module):
         def __init__(self, c):
             super().__init__()
-            self.old, self.new, self.alpha = nn.BatchNorm2d(c), nn.BatchNorm2d(c), nn.Parameter(torch.full((1, c, 1, 1), 0.5))
+            self.old, self.new, self.alpha = (
+                nn.BatchNorm2d(c),
+                nn.BatchNorm2d(c),
+                nn.Parameter(torch.full((1, c, 1, 1), 0.5)),
+            )
 
         def forward(self, x):
             return (self.alpha * self.old(x) + (1 - self.alpha) * self.new(x)).relu()
 
     def curve(layer):
         torch.manual_seed(1)
-        net = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
         optimiser = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
         x = torch.randn(32, 1, 8, 8) + torch.arange(4.0).repeat(8)[:, None, None, None]
         losses = []

@@ -122,9 +122,7 @@ def test_each_reason_in_words(case, monkeypatch):
     monkeypatch.setattr(_library, "_kernels", frozenset() if case == "no nvcc" else everywhere)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(
-        backends.importlib.util, "find_spec", lambda module: None if case == "no triton" else object()
-    )
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda module: None if case == "no triton" else object())
     with pytest.raises(BackendError) as caught:
         avfast.set_backend(name)
     assert str(caught.value) == f"avfast: backend '{name}' cannot run here: {reason}"
@@ -278,9 +276,7 @@ def test_explain_takes_functions_and_names_the_choice():
 def test_explain_follows_the_device(monkeypatch):
     """Decided for tensors that are elsewhere, without touching them."""
     monkeypatch.setattr(_library, "loaded", True)
-    monkeypatch.setattr(
-        _library, "_kernels", frozenset((b, d) for b in _registry.BOUNDARIES for d in ("cpu", "cuda"))
-    )
+    monkeypatch.setattr(_library, "_kernels", frozenset((b, d) for b in _registry.BOUNDARIES for d in ("cpu", "cuda")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert backends._reason("cpp", "channel_stats", "cuda") == "it runs on CPU tensors, got cuda"
     assert backends._reason("cuda", "channel_stats", "cpu") == "it runs on CUDA tensors, got cpu"

@@ -35,9 +35,7 @@ from bench_fixtures import by_name, quick_protocol
 )
 def test_every_candidate_of_a_case_computes_the_same(chosen):
     """Strict here, wide in the harness: an opponent struck out for an error of ours would flatter avfast."""
-    record = harness.run_case(
-        chosen, quick_protocol(rounds=1, include=lambda candidate: candidate.role != COMPILED)
-    )
+    record = harness.run_case(chosen, quick_protocol(rounds=1, include=lambda candidate: candidate.role != COMPILED))
     for entry in record["candidates"]:
         if entry["role"] != COMPILED:
             runs_anyway = entry.get("reason") == "it is what avfast runs already"

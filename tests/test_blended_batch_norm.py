@@ -29,7 +29,9 @@ def published(x, weight, bias, new_weight, new_bias, alpha, stats, *, training, 
     """The layer as the paper draws it: two batch norms, a mix, a ReLU."""
     a = alpha.reshape(-1, *[1] * (x.dim() - 2))
     first = F.batch_norm(x, stats["running_mean"], stats["running_var"], weight, bias, training, momentum, eps)
-    second = F.batch_norm(x, stats["new_running_mean"], stats["new_running_var"], new_weight, new_bias, training, momentum, eps)
+    second = F.batch_norm(
+        x, stats["new_running_mean"], stats["new_running_var"], new_weight, new_bias, training, momentum, eps
+    )
     y = a * first + (1 - a) * second
     return y.relu() if relu else y
 
@@ -215,7 +217,10 @@ ONES = [torch.ones(3)] * 4 + [torch.tensor(0.5)]
         (lambda: avfast.blended_batch_norm(X, *ONES, activation="gelu"), "activation: expected one of None, 'relu'"),
         (lambda: avfast.blended_batch_norm(X, *ONES, eps=0.0), "eps: expected a finite number > 0"),
         (lambda: avfast.blended_batch_norm(X, *ONES, eps=float("nan")), "eps: expected a finite number > 0, got nan"),
-        (lambda: avfast.blended_batch_norm(X, *ONES, training=False), "running_mean: expected a tensor when training=False"),
+        (
+            lambda: avfast.blended_batch_norm(X, *ONES, training=False),
+            "running_mean: expected a tensor when training=False",
+        ),
         (lambda: avfast.blended_batch_norm(X[:1, :, :1, :1], *ONES), "more than 1 value per channel"),
         (lambda: AdaptiveBatchNorm2d(3)(X[0]), "AdaptiveBatchNorm2d: x: expected 4 dimensions"),
         (lambda: AdaptiveBatchNorm2d(3, alpha_shape="row"), "alpha_shape: expected one of 'channel', 'scalar'"),

@@ -257,7 +257,9 @@ def test_command_never_runs_code_of_a_file(tmp_path, capsys):
     assert "the payload ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, content", (("m.pt", b"not a checkpoint"), ("m.safetensors", b"\xff" * 40), ("m.pt", b"")))
+@pytest.mark.parametrize(
+    "name, content", (("m.pt", b"not a checkpoint"), ("m.safetensors", b"\xff" * 40), ("m.pt", b""))
+)
 def test_command_on_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):

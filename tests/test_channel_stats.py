@@ -119,7 +119,9 @@ def test_watch_finds_planted_dead_channels_over_a_loader():
     assert dead["relu"][1] and dead["relu#2"][0]
     assert model.training and not model.relu._forward_hooks
     everything = torch.cat([x for x, _ in batches])
-    torch.testing.assert_close(watch["relu"].mean, model.a(everything).relu().double().mean((0, 2, 3)), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        watch["relu"].mean, model.a(everything).relu().double().mean((0, 2, 3)), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_watch_refuses_what_it_cannot_do():

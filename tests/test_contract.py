@@ -10,7 +10,7 @@ from avfast import _library, testing
 from avfast.ops import _registry
 from avfast.testing import CASES, DTYPES, LAYOUTS, as_tuple, in_layout
 
-# Odd sizes, ones, primes, long rows (over one run of sums), wide channels (over one register), 1x1 maps, five dimensions.
+# Odd sizes, ones, primes, long rows (over one run of sums), channels over one register, 1x1 maps, five dimensions.
 SHAPES = (
     (4, 5, 7, 7),
     (1, 3, 1, 5),
@@ -31,7 +31,9 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 def arguments(case, shape, dtype, layout="contiguous", device="cpu", seed=0):
     made = case.make(shape, dtype, torch.Generator().manual_seed(seed))
     return tuple(
-        testing._to(in_layout(a, layout) if isinstance(a, torch.Tensor) and a.shape == shape and a.dim() > 1 else a, device)
+        testing._to(
+            in_layout(a, layout) if isinstance(a, torch.Tensor) and a.shape == shape and a.dim() > 1 else a, device
+        )
         for a in made
     )
 

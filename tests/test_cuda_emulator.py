@@ -142,9 +142,7 @@ def test_misaligned(lib, order, offset):
 @pytest.mark.parametrize("order", ["rows", "lanes"])
 def test_threshold_is_rounded_as_torch_rounds_it(lib, order):
     tenth = torch.tensor(0.1)  # float32(0.1) > 0.1
-    x = torch.stack([tenth, -tenth, torch.nextafter(tenth, torch.tensor(0.0)), torch.tensor(1e-40)]).reshape(
-        1, 1, 4
-    )
+    x = torch.stack([tenth, -tenth, torch.nextafter(tenth, torch.tensor(0.0)), torch.tensor(1e-40)]).reshape(1, 1, 4)
     for threshold, count in ((0.1, 4), (float(tenth), 4), (1e-40, 1), (9e-41, 0), (-1.0, 0), (math.inf, 4)):
         assert run_stats(lib, x, order, threshold)[2].item() == count, threshold
 
@@ -259,9 +257,7 @@ def test_blended_bn(lib, shape, dtype, order, relu):
     got = run_backward(lib, grad, x, order, params, mean, var, relu)
     masked = grad.double() * (y > 0 if relu else 1)
     want = reference.blended_bn_backward(masked, x.double(), mean.double(), var.double(), *wide, 1e-5, False)
-    for name, g, w in zip(
-        ("dx", "dweight", "dbias", "dnew_weight", "dnew_bias", "dalpha"), got, want, strict=True
-    ):
+    for name, g, w in zip(("dx", "dweight", "dbias", "dnew_weight", "dnew_bias", "dalpha"), got, want, strict=True):
         assert g.shape == w.shape, name
         close(g, w, unit if name == "dx" and unit > 1e-4 else narrow * 10)
 
@@ -311,9 +307,7 @@ def test_relu_keeps_nan_and_affine_keeps_gradients_finite(lib):
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0]).reshape(1, 1, 4)
     y = torch.empty(4)
     scale, shift, shape = torch.ones(1), torch.zeros(1), shape_of(x, "rows")
-    lib.affine_fwd(
-        ctypes.byref(shape), ctypes.c_bool(True), pointer(x), pointer(scale), pointer(shift), pointer(y)
-    )
+    lib.affine_fwd(ctypes.byref(shape), ctypes.c_bool(True), pointer(x), pointer(scale), pointer(shift), pointer(y))
     torch.testing.assert_close(y, x.reshape(-1).relu(), equal_nan=True)
     dx, small = torch.empty(4), torch.empty(2)
     work = Workspace(lib.affine_bwd_workspace(ctypes.byref(shape)))

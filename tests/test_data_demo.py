@@ -53,13 +53,7 @@ def test_manifest_credits_and_hashes(demo_dir, manifest):  # noqa: F811
 
 def test_a_class_is_one_picture_and_one_sound(demo_dir, manifest):  # noqa: F811
     pairs = {(c["label"], c["photo"]["name"], c["sound"]["name"]) for c in manifest["clips"]}
-    assert (
-        len(pairs)
-        == len({p[0] for p in pairs})
-        == len({p[1] for p in pairs})
-        == len({p[2] for p in pairs})
-        == 8
-    )
+    assert len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs}) == len({p[2] for p in pairs}) == 8
     source = ClipSource.open(demo_dir)
     assert source.splits == {"train": 8, "val": 8, "test": 8}
     for split in ("train", "val", "test"):
@@ -136,9 +130,7 @@ def test_shipped_photographs_are_credited():
     assert files == {f"{p.name}.jpg" for p in photos}
     assert sum(p.stat().st_size for p in SHIPPED.glob("*.jpg")) < 400_000
     text = (SHIPPED.parent / "LICENSES.md").read_text()
-    rows = [
-        [cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter="|") if len(row) > 6
-    ]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter="|") if len(row) > 6]
     credits = {row[1]: row for row in rows}
     for photo in photos:
         assert photo.licence in ("CC0-1.0", "public domain")

@@ -80,8 +80,7 @@ def test_iterating_does_not_move_the_state_before_the_end():
 @pytest.mark.parametrize("n", [30, 31, 34])
 def test_ranks_cover_everything_exactly_once(n, world_size):
     ranks = [
-        EpochSampler(n, seed=3, batch_size=2, drop_last=False, rank=r, world_size=world_size)
-        for r in range(world_size)
+        EpochSampler(n, seed=3, batch_size=2, drop_last=False, rank=r, world_size=world_size) for r in range(world_size)
     ]
     batches = [list(rank) for rank in ranks]
     assert [len(b) for b in batches] == [len(rank) for rank in ranks]

@@ -40,9 +40,7 @@ def test_examples_of_module(name):
 def test_the_examples_are_found():
     """A finder that found nothing would pass every test above."""
     finder = doctest.DocTestFinder()
-    examples = sum(
-        len(t.examples) for name in modules() for t in finder.find(importlib.import_module(name), name)
-    )
+    examples = sum(len(t.examples) for name in modules() for t in finder.find(importlib.import_module(name), name))
     assert examples >= 40
 
 

@@ -34,9 +34,7 @@ def demo_data_command(
     print(honesty_line(manifest))
     for note in manifest["notes"]:
         print(f"note: {note}")
-    print(
-        f"{len(manifest['clips'])} clips in {dir}: " + ", ".join(f"{n} {name}" for name, n in splits.items())
-    )
+    print(f"{len(manifest['clips'])} clips in {dir}: " + ", ".join(f"{n} {name}" for name, n in splits.items()))
     if manifest["faults"]:
         print(f"{len(manifest['faults'])} broken files in {Path(dir) / 'faults'}")
     print(f"sources, licences and hashes: {Path(dir) / 'manifest.json'}")

@@ -28,9 +28,7 @@ class PictureSink:
     only.
     """
 
-    def __init__(
-        self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None
-    ):
+    def __init__(self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None):
         if crop not in ("center", "squash"):
             raise ValueError(f"avfast.data.read_clip: crop: expected 'center' or 'squash', got {crop!r}")
         self.height, self.width = (size, size) if isinstance(size, int) else size

@@ -112,18 +112,14 @@ class ClipDataset(Dataset):
                 return self._sample(epoch, index) | {"errors": errors}
             except MediaError as error:
                 if self.on_error == "raise":
-                    raise UnusableClip(
-                        f"{error} (on_error='skip' or 'resample' goes on without it)"
-                    ) from None
+                    raise UnusableClip(f"{error} (on_error='skip' or 'resample' goes on without it)") from None
                 errors.append(
                     {"index": index, "path": error.path, "cause": error.cause, "detail": error.detail,
                      "policy": self.on_error}
                 )  # fmt: skip
             if self.on_error == "skip":
                 return {"errors": errors}
-            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(
-                len(self)
-            )
+            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(len(self))
         raise UnusableClip(
             f"{self.source.root}: {len(errors)} clips in a row could not be used, the last because "
             f"{errors[-1]['path']} {errors[-1]['detail']}"
@@ -160,9 +156,7 @@ class ClipDataset(Dataset):
             return decoded.cut(start=start, duration=self.duration, frames=self.frames)
         with MediaFile(self.source.records[index].path) as media:
             window = (self._start(media.require_duration(), draws), self.duration, self.frames)
-            decoded = media.decode(
-                size=self.read_size, sample_rate=self.sample_rate, crop=self.crop, window=window
-            )
+            decoded = media.decode(size=self.read_size, sample_rate=self.sample_rate, crop=self.crop, window=window)
         return decoded.cut(start=window[0], duration=self.duration, frames=self.frames)
 
     def _start(self, total: float, draws: Draws | None) -> float:
@@ -174,9 +168,7 @@ class ClipDataset(Dataset):
         if index not in self._decoded:
             path = self.source.records[index].path
             try:
-                self._decoded[index] = read_all(
-                    path, size=self.read_size, sample_rate=self.sample_rate, crop=self.crop
-                )
+                self._decoded[index] = read_all(path, size=self.read_size, sample_rate=self.sample_rate, crop=self.crop)
             except MediaError as error:
                 self._decoded[index] = error
         return self._decoded[index]

@@ -35,9 +35,7 @@ class FileCache:
         """What was remembered of the file, or None."""
         entry = self._entries.get(self._key(path))
         stamp = _stamp(path)
-        return (
-            entry[1] if stamp and isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp else None
-        )
+        return entry[1] if stamp and isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp else None
 
     def put(self, path: Path, value: Any) -> None:
         if stamp := _stamp(path):

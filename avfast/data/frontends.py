@@ -64,9 +64,7 @@ class FrontEnd(nn.Module):
         if not waveform.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {waveform.dtype}")
         if waveform.dim() != 2 or waveform.shape[1] < self.shortest:
-            raise ValueError(
-                f"{name}: expected [B, S] with S >= {self.shortest}, got {tuple(waveform.shape)}"
-            )
+            raise ValueError(f"{name}: expected [B, S] with S >= {self.shortest}, got {tuple(waveform.shape)}")
         # Spectra of half-precision sound are useless; every front-end computes in float32 at least.
         dtype = torch.promote_types(waveform.dtype, torch.float32)
         return self.spectrogram(waveform.to(dtype)).unsqueeze(1)

@@ -190,9 +190,7 @@ def read_clip(
     return decoded.cut(start=start, duration=duration, frames=frames)
 
 
-def read_all(
-    path: str | Path, *, size: int | tuple[int, int], sample_rate: int, crop: str = "center"
-) -> Decoded:
+def read_all(path: str | Path, *, size: int | tuple[int, int], sample_rate: int, crop: str = "center") -> Decoded:
     """Decode a whole file once; arguments and errors as for :func:`read_clip`."""
     with MediaFile(path) as media:
         return media.decode(size=size, sample_rate=sample_rate, crop=crop)
@@ -262,9 +260,7 @@ class MediaFile:
         try:
             for packet in self._container.demux():
                 if packet.pts is not None:
-                    end = max(
-                        end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.origin
-                    )
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.origin)
             self._container.seek(0)
         except self._av.FFmpegError as error:
             raise _unreadable(self.path, error) from error
@@ -304,9 +300,7 @@ class MediaFile:
         except (self._av.FFmpegError, OSError) as error:
             raise _unreadable(self.path, error) from error
         if decoded is None:
-            raise MediaError(
-                self.path, "too-short", "no picture or no sound could be decoded at the wanted time"
-            )
+            raise MediaError(self.path, "too-short", "no picture or no sound could be decoded at the wanted time")
         return decoded
 
     def _seek(self, seconds: float) -> None:
@@ -344,6 +338,4 @@ def _is_cover(stream: Any) -> bool:
 
 def _unreadable(path: str | Path, error: Exception) -> MediaError:
     reason = getattr(error, "strerror", None) or str(error)
-    return MediaError(
-        path, "unreadable", f"cannot be read ({reason}); it may be truncated or not a media file"
-    )
+    return MediaError(path, "unreadable", f"cannot be read ({reason}); it may be truncated or not a media file")

@@ -76,9 +76,7 @@ class EpochSampler:
 
     def order(self, epoch: int) -> list[int]:
         """The global order of one epoch, before it is dealt out to ranks."""
-        return (
-            permutation(self.n, "order", self.seed, epoch).tolist() if self.shuffle else list(range(self.n))
-        )
+        return permutation(self.n, "order", self.seed, epoch).tolist() if self.shuffle else list(range(self.n))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = self.epoch, self.step

@@ -143,17 +143,13 @@ def scan_media(
             raise DataError(f"{root}: no such folder")
         paths = media_files(root)
         if not paths:
-            raise DataError(
-                f"{root}: holds no media files; looked for {' '.join(EXTENSIONS)} in it and below"
-            )
+            raise DataError(f"{root}: holds no media files; looked for {' '.join(EXTENSIONS)} in it and below")
     memory = FileCache(root, f"scan-{VERSION}-{min_duration:g}") if cache else None
     known = {p: memory.get(p) for p in paths} if memory else {}
     fresh = [p for p in paths if not known.get(p)]
     results: dict[Path, FileReport] = {}
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for path, report in zip(
-            fresh, pool.map(lambda p: scan_file(p, root, min_duration), fresh), strict=True
-        ):
+        for path, report in zip(fresh, pool.map(lambda p: scan_file(p, root, min_duration), fresh), strict=True):
             results[path] = report
             if memory:
                 memory.put(path, asdict(report))
@@ -194,9 +190,7 @@ def _examine(media: MediaFile, info: MediaInfo, min_duration: float) -> tuple[li
     found, error = _decode(media)
     if error and not found.pictures and not found.samples:
         return ["unreadable"], error
-    ends = [
-        end for end, there in ((found.video_end, info.has_video), (found.audio_end, info.has_audio)) if there
-    ]
+    ends = [end for end, there in ((found.video_end, info.has_video), (found.audio_end, info.has_audio)) if there]
     end = min(ends, default=0.0)
     if info.duration and end < MIN_COVERAGE * info.duration:
         problems.append("truncated")
@@ -243,9 +237,7 @@ def _decode(media: MediaFile) -> tuple[_Found, str]:
                     length = float(frame.duration * frame.time_base) if frame.duration else 0.0
                     found.video_end = max(found.video_end, frame.time - media.origin + length)
                     found.pictures += 1
-                    small = grey.reformat(
-                        frame, width=16, height=16, format="gray", interpolation="AREA"
-                    ).to_ndarray()
+                    small = grey.reformat(frame, width=16, height=16, format="gray", interpolation="AREA").to_ndarray()
                     first = small.astype(np.int16) if first is None else first
                     found.change = max(found.change, float(np.abs(small - first).max()))
                 else:

@@ -76,9 +76,7 @@ class ClipSource:
         """
         path = Path(path)
         if missing not in ("raise", "drop"):
-            raise DataError(
-                f"avfast.data.ClipSource.open: missing: expected 'raise' or 'drop', got {missing!r}"
-            )
+            raise DataError(f"avfast.data.ClipSource.open: missing: expected 'raise' or 'drop', got {missing!r}")
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         manifest = None
@@ -228,8 +226,7 @@ def _csv_rows(path: Path, *, needs: Iterable[str] = ("path",)) -> list[dict[str,
             lacking = [c for c in needs if c not in columns]
             if lacking:
                 raise DataError(
-                    f"{path}: expected a column {lacking[0]!r} in the first line, "
-                    f"found {columns or 'nothing'}"
+                    f"{path}: expected a column {lacking[0]!r} in the first line, found {columns or 'nothing'}"
                 )
             reader.fieldnames = columns
             rows = [{k: v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
@@ -284,8 +281,7 @@ def _refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
         path = Path(row["path"])
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"{source}: the path {row['path']!r} leaves the folder of the list; "
-                "allow_outside=True permits that"
+                f"{source}: the path {row['path']!r} leaves the folder of the list; allow_outside=True permits that"
             )
 
 

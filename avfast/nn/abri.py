@@ -10,7 +10,11 @@ from ..ops import _check
 from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d, _AdaptiveBatchNorm
 from .bn_layers import batchnorm_layers
 
-_ADAPTIVE = {nn.BatchNorm1d: AdaptiveBatchNorm1d, nn.BatchNorm2d: AdaptiveBatchNorm2d, nn.BatchNorm3d: AdaptiveBatchNorm3d}
+_ADAPTIVE = {
+    nn.BatchNorm1d: AdaptiveBatchNorm1d,
+    nn.BatchNorm2d: AdaptiveBatchNorm2d,
+    nn.BatchNorm3d: AdaptiveBatchNorm3d,
+}
 _PLAIN = {adaptive: plain for plain, adaptive in _ADAPTIVE.items()}
 
 
@@ -64,7 +68,12 @@ def convert_abri(
             continue
         if layer.weight is None or layer.running_mean is None:
             lack = "affine parameters" if layer.weight is None else "running statistics"
-            _check.fail("convert_abri", f"model.{name}", "a batch norm with affine parameters and running statistics", f"no {lack}")
+            _check.fail(
+                "convert_abri",
+                f"model.{name}",
+                "a batch norm with affine parameters and running statistics",
+                f"no {lack}",
+            )
         if which == "abnormal" and not _abnormal(layer, threshold).any():
             continue
         adaptive = _adaptive_from(layer, alpha, alpha_shape)
@@ -98,9 +107,9 @@ def _adaptive_from(layer: _BatchNorm, alpha: float, alpha_shape: str) -> _Adapti
 def fold_abri(model: nn.Module) -> nn.Module:
     """Turn every ABRi layer back into one plain batch norm with the same evaluation output, in place.
 
-    In evaluation both halves are affine, so their mix is: ``A_c x + B_c`` (kernels/batch_norm/NOTES.md). The plain layer
-    keeps the pre-trained half's statistics and carries A and B in gamma and beta; all of it is computed in float64. A
-    fused ReLU becomes a module of its own. Nothing but the evaluation output is preserved: training on is another model.
+    In evaluation both halves are affine, so their mix is: ``A_c x + B_c`` (kernels/batch_norm/NOTES.md). The plain
+    layer keeps the pre-trained half's statistics and carries A and B in gamma and beta, computed in float64. A fused
+    ReLU becomes a module of its own. Nothing but the evaluation output is preserved: training on is another model.
 
     Returns:
         ``model`` (or the folded layer, if ``model`` is one).
@@ -145,7 +154,9 @@ def _folded(layer: _AdaptiveBatchNorm) -> _BatchNorm:
 
 
 @torch.no_grad()
-def reset_batchnorm(model: nn.Module, which: str = "all", *, threshold: float = 1e-10, compat: str | None = None) -> int:
+def reset_batchnorm(
+    model: nn.Module, which: str = "all", *, threshold: float = 1e-10, compat: str | None = None
+) -> int:
     """Reset batch norms to gamma 1, beta 0, in place: the two baselines ABRi is compared with.
 
     Args:

@@ -87,9 +87,9 @@ class AdaptiveBatchNorm2d(_AdaptiveBatchNorm):
 
     .. math:: y = \mathrm{act}(\alpha\,\mathrm{BN}_\text{pre-trained}(x) + (1-\alpha)\,\mathrm{BN}_\text{fresh}(x))
 
-    ``weight``, ``bias``, ``running_mean`` and ``running_var`` are the pre-trained half, under the names of torch's batch
-    norm, so its state dict loads into them; ``new_*`` are the fresh half, and ``alpha`` mixes them. Computed as one batch
-    norm (:func:`avfast.blended_batch_norm`). ``avfast.fold_abri`` turns a trained layer back into a plain one. In
+    ``weight``, ``bias``, ``running_mean`` and ``running_var`` are the pre-trained half, under the names of torch's
+    batch norm, so its state dict loads into them; ``new_*`` are the fresh half, and ``alpha`` mixes them. Computed as
+    one batch norm (:func:`avfast.blended_batch_norm`). ``avfast.fold_abri`` turns a trained layer back into a plain one. In
     evaluation mode (also while the rest of a model trains: frozen statistics) gradients reach every parameter.
     Source: Wang et al. 2023, "Revisiting Pre-training in Audio-Visual Learning", section 4, figure 3.
 

@@ -28,8 +28,8 @@ def _unchanged(homes: list[dict], keys: list[str], objects: list[object]) -> boo
 class ScanPlan:
     """The batch-norm tensors of a model, found once, so that each scan is a single call.
 
-    A plan follows its layers: a parameter whose storage moved (``p.data = ...``, ``.half()``, ``.to(device)``) or that was
-    replaced by another tensor is read where it now is. Layers added, removed or replaced as modules need a new plan.
+    A plan follows its layers: a parameter whose storage moved (``p.data = ...``, ``.half()``, ``.to(device)``) or that
+    was replaced by another tensor is read where it now is. Layers added, removed or replaced as modules need a new plan.
 
     Args:
         model: a module, or the (name, batch-norm layer) pairs themselves.
@@ -104,8 +104,8 @@ def scan_batchnorm(model: nn.Module, *, threshold: float = 1e-10, plan: ScanPlan
 
     Per channel, from gamma, beta and the running mean and variance:
 
-    * *abnormal*: ``|gamma| <= threshold`` and ``|beta| <= threshold``; such a channel emits next to nothing, and passes next
-      to no gradient to the filter before it;
+    * *abnormal*: ``|gamma| <= threshold`` and ``|beta| <= threshold``; such a channel emits next to nothing, and
+      passes next to no gradient to the filter before it;
     * *score* :math:`\max(|\gamma|, |\beta|)`: the smallest threshold that would call it abnormal;
     * *live* :math:`\Phi(\beta / |\gamma|)`: the probability that a ReLU after it is open, were its input Gaussian;
     * *non-finite*: NaN or infinity in any of the four; *collapsed*: running variance at most the threshold.

@@ -40,7 +40,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises pickle, zip, runtime and end-of-file errors alike
         cause = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"avfast.bn-scan: {path}: cannot be read with weights only ({cause}); save model.state_dict() instead of the model"
+            f"avfast.bn-scan: {path}: cannot be read with weights only ({cause}); "
+            "save model.state_dict() instead of the model"
         ) from error
     return dict(_tensors(loaded))
 
@@ -79,7 +80,12 @@ def layers_of(state: Mapping[str, Tensor]) -> tuple[list[tuple[str, nn.Module]],
 
 
 def _assumed(missing: list[str]) -> str:
-    value = {"weight": "gamma were 1", "bias": "beta were 0", "running_mean": "the mean were 0", "running_var": "the variance were 1"}
+    value = {
+        "weight": "gamma were 1",
+        "bias": "beta were 0",
+        "running_mean": "the mean were 0",
+        "running_var": "the variance were 1",
+    }
     return " and ".join(value[part] for part in missing)
 
 
@@ -123,9 +129,14 @@ def bn_scan_command(
         layers, lacks = layers_of(state)
         if not layers:
             norms = sum(key.endswith(".weight") and state[key].dim() == 1 for key in state)
-            print(f"{path}: {len(state)} tensors, none of them running statistics: no batch norm to scan", file=sys.stderr)
+            print(
+                f"{path}: {len(state)} tensors, none of them running statistics: no batch norm to scan", file=sys.stderr
+            )
             if norms:
-                print(f"  {norms} layers have a 1-d weight, as layer and group norms do; those are not batch norms", file=sys.stderr)
+                print(
+                    f"  {norms} layers have a 1-d weight, as layer and group norms do; those are not batch norms",
+                    file=sys.stderr,
+                )
             for line in lacks:
                 print(f"  {line}", file=sys.stderr)
             return 1

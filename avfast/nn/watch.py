@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _check
-from ..ops.channel_stats import ChannelStats, channel_stats
+from ..ops.channel_stats import channel_stats
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Hardswish, nn.Mish)
 

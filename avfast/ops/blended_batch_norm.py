@@ -32,7 +32,8 @@ def blended_batch_norm(
 ) -> Tensor:
     r"""Mix of a pre-trained and a fresh batch norm over the same input (ABRi).
 
-    .. math:: y = \mathrm{act}\bigl(\alpha\,\mathrm{BN}(x; \gamma_1, \beta_1) + (1-\alpha)\,\mathrm{BN}(x; \gamma_2, \beta_2)\bigr)
+    .. math:: y = \mathrm{act}\bigl(\alpha\,\mathrm{BN}(x; \gamma_1, \beta_1)
+              + (1-\alpha)\,\mathrm{BN}(x; \gamma_2, \beta_2)\bigr)
 
     With batch statistics both normalise alike, so this is one batch norm with
     :math:`\Gamma = \alpha\gamma_1 + (1-\alpha)\gamma_2` and :math:`B = \alpha\beta_1 + (1-\alpha)\beta_2`: one pass of
@@ -45,7 +46,7 @@ def blended_batch_norm(
         new_weight, new_bias: ``[C]``, those of the fresh layer.
         alpha: share of the pre-trained layer, unconstrained: ``[C]``, ``[1]`` or 0-d.
         running_mean, running_var, new_running_mean, new_running_var: ``[C]`` each. Updated in place from the batch when
-            ``training`` (unbiased variance); used instead of batch statistics when not, with gradients to everything else.
+            ``training`` (unbiased variance); when not, used instead of batch statistics, with gradients to all else.
         training: use batch statistics.
         momentum: share of the batch in the running statistics, in [0, 1].
         eps: number > 0 added to the variance; shared by both layers.
@@ -111,7 +112,9 @@ def _checked_affine(x: Tensor, *parameters: Tensor) -> list[Tensor]:
 
 
 def _check_running(x: Tensor, running: tuple[Tensor | None, ...], training: bool) -> None:
-    for label, vector in zip(("running_mean", "running_var", "new_running_mean", "new_running_var"), running, strict=True):
+    for label, vector in zip(
+        ("running_mean", "running_var", "new_running_mean", "new_running_var"), running, strict=True
+    ):
         if vector is not None:
             _check.vector("blended_batch_norm", label, vector, x.shape[1], x)
         elif not training:

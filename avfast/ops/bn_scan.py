@@ -12,7 +12,7 @@ from . import _registry
 
 
 class Scan(NamedTuple):
-    """Packed result over all layers: ``flags`` uint8 [C], ``score`` and ``live`` float32 [C], ``counts`` int32 [layers, 3]."""
+    """Packed result over all layers: flags uint8 [C], score and live float32 [C], counts int32 [layers, 3]."""
 
     flags: Tensor
     score: Tensor

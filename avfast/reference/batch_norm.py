@@ -142,9 +142,7 @@ def blended_bn_backward(
         dy = torch.where(y > 0, dy, 0)
     dims, n = other_dims(x), x.numel() // max(x.shape[1], 1)
     sum_dy, sum_dy_xhat = dy.sum(dims), (dy * xhat).sum(dims)
-    dx = per_channel(scale * rstd, x) * (
-        dy - per_channel(sum_dy / n, x) - xhat * per_channel(sum_dy_xhat / n, x)
-    )
+    dx = per_channel(scale * rstd, x) * (dy - per_channel(sum_dy / n, x) - xhat * per_channel(sum_dy_xhat / n, x))
     return (
         dx.to(x.dtype),
         alpha * sum_dy_xhat,

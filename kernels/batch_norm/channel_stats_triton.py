@@ -29,9 +29,7 @@ from torch import Tensor
 
 from ..common.triton_math import finite_or_zero, limit_bits, load_wide, magnitude_bits
 
-WANTED_PROGRAMS = (
-    2112  # 16 per multiprocessor of an H100; a constant, so that results do not depend on the card
-)
+WANTED_PROGRAMS = 2112  # 16 per multiprocessor of an H100; a constant, so that results do not depend on the card
 TILE = 1024
 # Told no limit, ptxas spills a word or two to fit one more block.
 OPTIONS = {"num_warps": 4, "maxnreg": 128}

@@ -70,9 +70,7 @@ def write_clip(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            sound = av.AudioFrame.from_ndarray(
-                waveform[None].astype(np.float32), format="fltp", layout="mono"
-            )
+            sound = av.AudioFrame.from_ndarray(waveform[None].astype(np.float32), format="fltp", layout="mono")
             sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
             container.mux(audio.encode(sound))
             container.mux(audio.encode(None))

@@ -27,9 +27,7 @@ def plant_faults(
     count = 2 * FPS
     t = np.arange(2 * RATE) / RATE
     tone = (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
-    moving = render(
-        photo, np.stack([np.linspace(0, 60, count), np.linspace(60, 0, count), np.full(count, 120)], 1)
-    )
+    moving = render(photo, np.stack([np.linspace(0, 60, count), np.linspace(60, 0, count), np.full(count, 120)], 1))
     still = np.repeat(moving[:1], count, axis=0)
 
     (folder / "truncated.mp4").write_bytes(good.read_bytes()[: good.stat().st_size * 6 // 10])

@@ -26,9 +26,7 @@ def _noise(rng: np.random.Generator, n: int, low: float, high: float) -> np.ndar
     return out / out.std()
 
 
-def _modes(
-    frequencies: Iterable[float], decays: Iterable[float], gains: Iterable[float], n: int
-) -> np.ndarray:
+def _modes(frequencies: Iterable[float], decays: Iterable[float], gains: Iterable[float], n: int) -> np.ndarray:
     """A struck body: a sum of decaying sines (frequency in Hz, decay as the time to 1/e in seconds)."""
     t = _time(n)
     return sum(
@@ -194,10 +192,7 @@ def hand_saw(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def surf(rng: np.random.Generator, n: int) -> np.ndarray:
     """Waves on a beach: a swell of wide noise that breaks and draws back."""
-    waves = (
-        (t, np.clip(_time(2 * RATE) / 0.5, 0, 1) * np.exp(-_time(2 * RATE) / 0.55))
-        for t in _times(rng, n, 0.8)
-    )
+    waves = ((t, np.clip(_time(2 * RATE) / 0.5, 0, 1) * np.exp(-_time(2 * RATE) / 0.55)) for t in _times(rng, n, 0.8))
     swell = 0.08 + _scatter(n, waves)
     return swell * (_noise(rng, n, 150, 900) + 0.7 * swell * _noise(rng, n, 1500, 6500))
 

@@ -34,9 +34,7 @@ class Sound:
     source: str
 
 
-def choose_sounds(
-    count: int, *, seed: int, folder: str | Path | None = None
-) -> tuple[list[Sound], list[str]]:
+def choose_sounds(count: int, *, seed: int, folder: str | Path | None = None) -> tuple[list[Sound], list[str]]:
     """The first ``count`` sounds of the best source, and notes on what was chosen and why.
 
     Order of preference: the user's folder, installed sound packages, modelled sounds. Recordings are only
@@ -58,9 +56,7 @@ def choose_sounds(
         if not chosen:
             notes.append("no sound packages are installed: all sounds are synthetic")
         elif len(chosen) < count:
-            notes.append(
-                f"only {len(chosen)} distinct recordings are installed: synthetic sounds fill the rest"
-            )
+            notes.append(f"only {len(chosen)} distinct recordings are installed: synthetic sounds fill the rest")
     if len(chosen) < count:
         chosen += synthetic_sounds(seed)[: count - len(chosen)]
     return chosen[:count], notes
