@@ -34,6 +34,7 @@ bench: build
 
 lint: build
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 clean:
 	rm -rf $(VENV) build demo bench.json avfast/libavfast.so avfast/_native*.so *.egg-info
