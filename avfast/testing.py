@@ -54,8 +54,8 @@ def budget(eager: Tensor, exact: Tensor, factor: float) -> float:
 class Case:
     """One registered operator and how to test it.
 
-    ``make(shape, dtype, generator)`` gives its arguments; ``eager`` is how people write it in plain PyTorch, in the dtype
-    of the input: the yardstick of the error budget. ``exact`` gets float64 arguments.
+    ``make(shape, dtype, generator)`` gives its arguments; ``eager`` is how people write it in plain PyTorch, in the
+    dtype of the input: the yardstick of the error budget. ``exact`` gets float64 arguments.
     """
 
     name: str  # registered operator, avfast::name

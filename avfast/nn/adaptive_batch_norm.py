@@ -89,8 +89,8 @@ class AdaptiveBatchNorm2d(_AdaptiveBatchNorm):
 
     ``weight``, ``bias``, ``running_mean`` and ``running_var`` are the pre-trained half, under the names of torch's
     batch norm, so its state dict loads into them; ``new_*`` are the fresh half, and ``alpha`` mixes them. Computed as
-    one batch norm (:func:`avfast.blended_batch_norm`). ``avfast.fold_abri`` turns a trained layer back into a plain one. In
-    evaluation mode (also while the rest of a model trains: frozen statistics) gradients reach every parameter.
+    one batch norm (:func:`avfast.blended_batch_norm`). ``avfast.fold_abri`` turns a trained layer back into a plain
+    one. In evaluation mode (also while the rest of a model trains: frozen statistics) gradients reach every parameter.
     Source: Wang et al. 2023, "Revisiting Pre-training in Audio-Visual Learning", section 4, figure 3.
 
     Args:

@@ -29,7 +29,7 @@ class ScanPlan:
     """The batch-norm tensors of a model, found once, so that each scan is a single call.
 
     A plan follows its layers: a parameter whose storage moved (``p.data = ...``, ``.half()``, ``.to(device)``) or that
-    was replaced by another tensor is read where it now is. Layers added, removed or replaced as modules need a new plan.
+    was replaced by another tensor is read where it now is. Layers added, removed or replaced need a new plan.
 
     Args:
         model: a module, or the (name, batch-norm layer) pairs themselves.
