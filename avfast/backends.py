@@ -19,6 +19,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -249,6 +250,23 @@ def _warn_once_then(boundary: _registry.Boundary) -> Callable:
 
 
 def initialise() -> None:
-    """Called once, when every op is registered: note the library's kernels, then obey ``AVFAST_BACKEND``."""
+    """Called once, when every op is registered: note the library's kernels, then obey ``AVFAST_BACKEND``.
+
+    A name that cannot run fails the import, before anything is computed. The commands of avfast import the package
+    before any code of theirs could catch that, so they end here, with the message alone.
+    """
     _library.record_kernels(tuple(_registry.BOUNDARIES))
-    set_backend(env.text("AVFAST_BACKEND"))
+    try:
+        set_backend(env.text("AVFAST_BACKEND"))
+    except BackendError as error:
+        if not _is_own_command():
+            raise
+        print(f"error: AVFAST_BACKEND={env.text('AVFAST_BACKEND')}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _is_own_command() -> bool:
+    """Whether this process is ``avfast ...`` or ``python -m avfast ...``, not a program that imports avfast."""
+    words = sys.orig_argv
+    as_module = any(pair == ("-m", "avfast") for pair in zip(words, words[1:], strict=False))
+    return os.path.basename(sys.argv[0]) == "avfast" or (sys.argv[0] == "-m" and as_module)

@@ -222,6 +222,20 @@ def test_command_reads_a_checkpoint(tmp_path, capsys, wrap):
     assert "1 of 13 channels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", ("40", "200", None), ids=("narrow", "wide", "pipe"))
+def test_command_never_cuts_a_layer_name(tmp_path, capsys, monkeypatch, columns):
+    pytest.importorskip("rich", reason="the table needs rich")
+    name = "model.visual.backbone.encoder.stages.3.layers.0.shortcut.normalization"
+    state = {f"{name}.{key}": value for key, value in network(8)[0].state_dict().items()}
+    if columns:  # rich takes these two as a terminal of that width
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    assert bn_scan_command(saved(tmp_path, state)) == 0
+    text = capsys.readouterr().out
+    assert name in text and "non-finite" in text and "…" not in text
+    assert ("┃" in text) == (columns == "200")
+
+
 def test_command_reads_safetensors(tmp_path, capsys):
     safetensors = pytest.importorskip("safetensors.torch", reason="reading .safetensors needs safetensors")
     safetensors.save_file(network(8).state_dict(), tmp_path / "m.safetensors")

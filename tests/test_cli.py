@@ -79,6 +79,17 @@ def test_no_command_prints_help(capsys):
         assert command in text
 
 
+@pytest.mark.parametrize("way", ["python -m avfast", "avfast"])
+def test_a_wrong_backend_in_the_environment_is_one_line(way):
+    """The variable is obeyed while the package is imported, before the command line exists."""
+    script = "import sys; sys.argv = ['/usr/bin/avfast', 'env']; from avfast.cli import main; sys.exit(main())"
+    command = [sys.executable, *(["-m", "avfast", "env"] if way.startswith("python") else ["-c", script])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AVFAST_BACKEND": "turbo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: AVFAST_BACKEND=turbo: ") and done.stderr.count("\n") == 1
+
+
 def test_unknown_command(capsys):
     assert "did you mean 'pretrain'?" in refused(capsys, "pretran")
     assert "commands: env" in refused(capsys, "xyzzy")

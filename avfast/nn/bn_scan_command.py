@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependency
+from .bn_report import BatchNormReport
 from .bn_scan import ScanPlan, scan_batchnorm
 
 _PARTS = ("weight", "bias", "running_mean", "running_var")
@@ -111,6 +112,21 @@ def load_model(target: str) -> nn.Module:
     return model
 
 
+def _show(report: BatchNormReport) -> None:
+    """The table with lines and colours on a terminal that is wide enough; elsewhere plain text, where no name is cut."""
+    try:
+        from rich.console import Console
+
+        console, table = Console(), report.table()
+        needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        if console.is_terminal and needed <= console.width:
+            console.print(table)
+            return
+    except ImportError:
+        pass
+    print(report)
+
+
 def bn_scan_command(
     target: str, *, threshold: float = 1e-10, plot: str | Path | None = None, json_path: str | Path | None = None
 ) -> int:
@@ -142,13 +158,7 @@ def bn_scan_command(
             return 1
         plan = ScanPlan(layers)
         report = scan_batchnorm(nn.Module(), threshold=threshold, plan=plan)
-    try:
-        from rich.console import Console
-
-        # A file or pipe has no width of its own; the table must not be folded for it.
-        Console(width=None if sys.stdout.isatty() else 140).print(report.table())
-    except ImportError:
-        print(report)
+    _show(report)
     for line in lacks:
         print(f"note: {line}")
     if json_path:
