@@ -113,7 +113,7 @@ def load_model(target: str) -> nn.Module:
 
 
 def _show(report: BatchNormReport) -> None:
-    """The table with lines and colours on a terminal that is wide enough; elsewhere plain text, where no name is cut."""
+    """The table with lines and colours on a terminal wide enough for it; elsewhere plain text, where no name is cut."""
     try:
         from rich.console import Console
 
