@@ -100,12 +100,17 @@ def _pictures(
         frames, spectrograms = _raw(job.loaders["test"], pipeline)
         folder = out / "figures"
         labels = test.labels
-        made["Similarity of test clips"] = figures.similarity(folder / "similarity.png", z["audio"], z["video"], labels)
-        middle = frames[:, frames.shape[1] // 2]
-        made["Retrieval"] = figures.retrieved(
-            folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names
+        made["Similarity of test clips"] = figures.similarity(
+            folder / "similarity.png", z["audio"], z["video"], labels, names
         )
-        made["Contact sheet"] = figures.contact_sheet(folder / "contact_sheet.png", frames, spectrograms, labels, names)
+        middle, duration = frames[:, frames.shape[1] // 2], pipeline.inputs.duration
+        made["Retrieval"] = figures.retrieved(
+            folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names,
+            duration=duration,
+        )  # fmt: skip
+        made["Contact sheet"] = figures.contact_sheet(
+            folder / "contact_sheet.png", frames, spectrograms, labels, names, duration=duration
+        )
     return {title: path for title, path in made.items() if path is not None}
 
 
@@ -114,7 +119,8 @@ def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tens
     for batch in readable(loader):
         frames.append(batch["frames"])
         spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
-    return torch.cat(frames), torch.cat(spectrograms)
+    drawn = torch.cat(spectrograms)
+    return torch.cat(frames), drawn.mT if pipeline.inputs.frontend == "kaldi-fbank" else drawn  # [N, bins, time]
 
 
 def _honesty(bundle: DataBundle) -> str:

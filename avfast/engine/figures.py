@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from avfast.data.media import frame_times
+
 GOOD, BAD = "#2a7f3f", "#b03030"
+RECALL = "R@1_audio_video_instance"
+MOST_TICKS = 40
 
 
 def matplotlib_figure() -> type | None:
@@ -26,7 +30,7 @@ def matplotlib_figure() -> type | None:
 def curves(
     path: Path, main: list[dict[str, Any]], control: list[dict[str, Any]], bounds: dict[str, float]
 ) -> Path | None:
-    """Loss, validation R@1, effective rank, and data against compute time over steps."""
+    """Loss, validation R@1 beside chance and control, effective rank, and data against compute time over steps."""
     if (figure_class := matplotlib_figure()) is None or not main:
         return None
     figure = figure_class(figsize=(11, 7), layout="constrained")
@@ -34,32 +38,26 @@ def curves(
     train = [row for row in main if row["kind"] == "train"]
     val = [row for row in main if row["kind"] == "val"]
     loss, recall, rank, times = axes.flat
+    shuffled = {kind: [row for row in control if row["kind"] == kind] for kind in ("train", "val")}
     loss.plot(*_series(train, "loss"), label="training")
     loss.plot(*_series(val, "loss"), label="validation", marker="o", ms=3)
-    loss.plot(
-        *_series([r for r in control if r["kind"] == "train"], "loss"),
-        label="training, shuffled pairs",
-        ls=":",
-    )
+    loss.plot(*_series(shuffled["train"], "loss"), label="training, shuffled pairs", ls=":")
     for name, value in bounds.items():
         loss.axhline(value, lw=0.8, ls="--", color="grey")
-        loss.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
-    loss.set_title("loss")
-    key = "R@1_audio_video_instance"
-    recall.plot(*_series(val, key), marker="o", ms=3, label="validation")
-    recall.plot(*_series([r for r in control if r["kind"] == "val"], key), ls=":", label="after shuffled pairs")
-    recall.set_title("audio->video R@1, instance-level, validation")
+        loss.annotate(f"{name} {value:.2f}", (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+    loss.margins(y=0.1)
+    loss.set(title="loss", ylabel="nats")
+    recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
+    recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
+    recall.plot(*_series(val, f"{RECALL}_chance"), lw=0.8, ls="--", color="grey", label="chance")
+    recall.set(title="audio to video R@1, instance-level, validation clips", ylabel="share of clips", ylim=(-0.05, 1.05))
     for name in train[-1]["collapse"] if train else ():
         rank.plot([r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name)
-    rank.set_title("effective rank of a batch (1 = collapse)")
-    steps = [r["step"] for r in train]
-    times.stackplot(
-        steps,
-        [r["data_s"] * 1e3 for r in train],
-        [r["compute_s"] * 1e3 for r in train],
-        labels=["data", "compute"],
-    )
-    times.set_title("milliseconds per step")
+    rank.set_ylim(bottom=0)
+    rank.set(title="effective rank of a batch (1 = collapse)", ylabel="dimensions")
+    parts = [[r[key] * 1e3 for r in train] for key in ("data_s", "compute_s")]
+    times.stackplot([r["step"] for r in train], parts, labels=["waiting for data", "compute"])
+    times.set(title="time per step (the first interval also decodes the clips)", ylabel="milliseconds")
     for axis in axes.flat:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
@@ -68,18 +66,22 @@ def curves(
     return _save(figure, path)
 
 
-def similarity(path: Path, audio: Tensor, video: Tensor, labels: Tensor) -> Path | None:
+def similarity(path: Path, audio: Tensor, video: Tensor, labels: Tensor, names: Sequence[str]) -> Path | None:
     """Cosine similarity of every sound (rows) with every picture (columns), ``[N, D]`` each, sorted by
     label."""
     if (figure_class := matplotlib_figure()) is None:
         return None
     order = torch.argsort(labels, stable=True)
     matrix = normalize(audio[order], dim=1) @ normalize(video[order], dim=1).T
-    figure = figure_class(figsize=(5.5, 4.8), layout="constrained")
+    figure = figure_class(figsize=(7.0, 5.2), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(matrix.numpy(), cmap="magma")
-    figure.colorbar(image, ax=axis, label="cosine")
+    image = axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+    figure.colorbar(image, ax=axis, label="cosine similarity")
     axis.set(xlabel="picture of test clip", ylabel="sound of test clip", title="test clips, sorted by class")
+    ranked = labels[order]
+    if len(ranked) and ranked[0] >= 0 and len(ranked.unique()) <= MOST_TICKS:
+        middles = [(ranked == label).nonzero().double().mean().item() for label in ranked.unique()]
+        axis.set_yticks(middles, [_name(label, names) for label in ranked.unique()], fontsize=6)
     return _save(figure, path)
 
 
@@ -92,6 +94,7 @@ def retrieved(
     spectrograms: Tensor,
     names: Sequence[str],
     *,
+    duration: float,
     queries: int = 6,
     top: int = 3,
 ) -> Path | None:
@@ -104,6 +107,7 @@ def retrieved(
         frames: one frame per clip, uint8 ``[N, 3, H, W]``.
         spectrograms: ``[N, bins, time]``.
         names: class names.
+        duration: seconds of a clip.
     """
     if (figure_class := matplotlib_figure()) is None:
         return None
@@ -111,36 +115,59 @@ def retrieved(
     picks = _spread(len(audio), queries)
     figure = figure_class(figsize=(2.3 * (top + 1), 1.9 * len(picks)), layout="constrained")
     axes = figure.subplots(len(picks), top + 1, squeeze=False)
-    for row, query in zip(axes, picks, strict=True):
-        row[0].imshow(spectrograms[query].numpy(), origin="lower", aspect="auto", cmap="magma")
-        row[0].set_title(_name(labels[query], names), fontsize=7)
-        for place, (axis, found) in enumerate(zip(row[1:], scores[query].topk(top).indices.tolist(), strict=True)):
+    for place, (row, query) in enumerate(zip(axes, picks, strict=True)):
+        _spectrogram(row[0], spectrograms[query], duration, last=place == len(picks) - 1)
+        row[0].set_title(f"sound: {_name(labels[query], names)}", fontsize=7)
+        for rank, (axis, found) in enumerate(zip(row[1:], scores[query].topk(top).indices.tolist(), strict=True), 1):
             right = found == query if labels[query] < 0 else bool(labels[found] == labels[query])
             axis.imshow(frames[found].permute(1, 2, 0).numpy())
-            axis.set_title(f"{place + 1}. {_name(labels[found], names)}", fontsize=7, color=GOOD if right else BAD)
-    _strip(axes)
-    figure.suptitle("sound -> nearest pictures among the test clips (green: same class)", fontsize=9)
+            axis.set_title(f"{rank}. {_name(labels[found], names)}", fontsize=7, color=GOOD if right else BAD)
+    _strip(axes[:, 1:])
+    kind = "same class" if bool((labels >= 0).all()) else "the clip itself"
+    figure.suptitle(f"a sound and the pictures of the {len(audio)} test clips nearest to it (green: {kind})", fontsize=9)
     return _save(figure, path)
 
 
 def contact_sheet(
-    path: Path, frames: Tensor, spectrograms: Tensor, labels: Tensor, names: Sequence[str], *, clips: int = 8
+    path: Path,
+    frames: Tensor,
+    spectrograms: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    *,
+    duration: float,
+    clips: int = 8,
 ) -> Path | None:
-    """What the model sees and hears: frames uint8 ``[N, T, 3, H, W]`` beside spectrograms ``[N, bins,
-    time]``."""
+    """What the model sees and hears: frames uint8 ``[N, T, 3, H, W]`` beside spectrograms ``[N, bins, time]``, on one
+    clock of `duration` seconds."""
     if (figure_class := matplotlib_figure()) is None:
         return None
     picks = _spread(len(frames), clips)
+    times = frame_times(0.0, duration, frames.shape[1])
     count = min(frames.shape[1], 4)
-    figure = figure_class(figsize=(1.5 * count + 3.5, 1.5 * len(picks)), layout="constrained")
-    axes = figure.subplots(len(picks), count + 1, squeeze=False, width_ratios=[1.0] * count + [2.2])
-    for row, clip in zip(axes, picks, strict=True):
-        for axis, frame in zip(row, frames[clip][:count], strict=False):
+    figure = figure_class(figsize=(1.5 * count + 4.2, 1.55 * len(picks) + 0.6), layout="constrained")
+    axes = figure.subplots(len(picks), count + 1, squeeze=False, width_ratios=[1.0] * count + [2.4])
+    for place, (row, clip) in enumerate(zip(axes, picks, strict=True)):
+        for axis, frame, second in zip(row[:-1], frames[clip], times, strict=False):
             axis.imshow(frame.permute(1, 2, 0).numpy())
-        row[0].set_title(_name(labels[clip], names), fontsize=7, loc="left")
-        row[-1].imshow(spectrograms[clip].numpy(), origin="lower", aspect="auto", cmap="magma")
-    _strip(axes)
+            axis.set_xlabel(f"{second:.2f} s", fontsize=7)
+        _spectrogram(row[-1], spectrograms[clip], duration, last=place == len(picks) - 1)
+        for second in times[:count]:
+            row[-1].axvline(second, color="white", lw=0.8, ls="--")
+        row[0].set_title(_name(labels[clip], names), fontsize=8, loc="left")
+    _strip(axes[:, :-1])
+    figure.suptitle("test clips as the model gets them (dashed: when the frames were taken)", fontsize=9)
     return _save(figure, path)
+
+
+def _spectrogram(axis: Any, values: Tensor, duration: float, *, last: bool) -> None:
+    """One spectrogram over seconds; only the last of a column names its axis."""
+    extent = (0.0, duration, -0.5, len(values) - 0.5)
+    axis.imshow(values.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    axis.tick_params(labelsize=7)
+    axis.set_ylabel("frequency bin", fontsize=7)
+    if last:
+        axis.set_xlabel("seconds", fontsize=7)
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -212,8 +212,7 @@ class Trainer:
             # Running statistics differ a little between processes; one of them decides what is best for all.
             row = broadcast_object_list([row])[0]
         self.journal.write("val", step=self.step, **row)
-        shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items())
-        progress.say(f"{self.kind} {self.step}/{self.steps}  validation: {shown}")
+        progress.validation(self.step, row)
         if row["loss"] < self.best_loss:
             self.best_loss, self.best_step = row["loss"], self.step
             self._save("best")

@@ -60,6 +60,15 @@ class Progress:
             self._hinted = True
             self.say(f"loader-bound: {share:.0%} of the time waits for data; try data.workers=2 or data.cache=memory")
 
+    def validation(self, step: int, row: dict[str, Any]) -> None:
+        """One look at the validation split; a score stands beside its chance."""
+        shown = [
+            f"{name.replace('_', ' ')} {value:.3f}" + (f" (chance {row[f'{name}_chance']:.3f})" if f"{name}_chance" in row else "")
+            for name, value in row.items()
+            if not name.endswith("_chance")
+        ]
+        self.say(f"{self.title} {step}/{self.total}  validation: {'  '.join(shown)}")
+
     def say(self, text: str) -> None:
         if self.quiet:
             return

@@ -38,5 +38,6 @@ class Validator:
         row = {"loss": total / count}
         if {"audio", "video"} <= parts.keys():
             audio, video = torch.cat(parts["audio"]), torch.cat(parts["video"])
-            row["R@1_audio_video_instance"] = cross_modal_retrieval(audio, video)[0].recall[1].value
+            score = cross_modal_retrieval(audio, video)[0].recall[1]
+            row |= {"R@1_audio_video_instance": score.value, "R@1_audio_video_instance_chance": score.chance}
         return row

@@ -115,9 +115,7 @@ inline void blended_bn_bwd_cpu(const BlendedBnBwdArgs& args, const Parallel& par
               f[c - at] = params.affine(c, mean[c], var[c], args.eps);
               sums[c - at] = {};
             }
-            for_rows(a, at, stop, [&](int64_t row, int64_t c) {
-              grad_sums_row<RELU>(grad + row, x + row, a.positions, f[c - at], &sums[c - at]);
-            });
+            grad_sums_rows<RELU>(a, grad, x, at, stop, f.data, sums.data);
             for (int64_t c = at; c < stop; ++c) d[c - at] = finish(c, sums[c - at]);
             for_rows(a, at, stop, [&](int64_t row, int64_t c) {
               input_grad_row<RELU>(grad + row, x + row, dx + row, a.positions, f[c - at], d[c - at]);

@@ -50,31 +50,73 @@ inline void affine_row(const T* x, T* y, int64_t n, const Affine<Acc<T>>& f) {
   if (i < n) store_part(y + i, affine_value<RELU, A>(load_part(x + i, n - i, A(0)), center, scale, shift), n - i);
 }
 
+// Sums of the masked gradient g', and of g' (x - center), over rows of one channel.
 template <bool RELU, typename T>
-inline void grad_sums_row(const T* grad, const T* x, int64_t n, const Affine<Acc<T>>& f, GradSums* out) {
+struct GradRun {
   using A = Acc<T>;
-  const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
-  for (int64_t start = 0; start < n; start += run_elements) {
-    const int64_t stop = std::min(n, start + run_elements);
-    V<A> sg[4] = {}, sx[4] = {};
+  static constexpr int64_t lanes = lanes_of<A>;
+  Affine<A> f;
+  int64_t n = 0, rows = 0;
+  V<A> sg[4] = {}, sx[4] = {};
+
+  void add(const T* grad, const T* x, int64_t count) {
+    const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
     auto take = [&](int u, V<A> g, V<A> v) {
       const V<A> m = masked_grad<RELU, A>(g, v, center, scale, shift);
       sg[u] += m;
       sx[u] += m * (v - center);
     };
-    int64_t i = start;
-    for (; i + 4 * lanes_of<A> <= stop; i += 4 * lanes_of<A>)
+    int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes)
       for (int u = 0; u < 4; ++u) {
-        const T *g = grad + i + u * lanes_of<A>, *v = x + i + u * lanes_of<A>;
+        const T *g = grad + i + u * lanes, *v = x + i + u * lanes;
         prefetch(g);
         prefetch(v);
         take(u, load(g), load(v));
       }
-    for (; i + lanes_of<A> <= stop; i += lanes_of<A>) take(0, load(grad + i), load(x + i));
-    if (i < stop) take(1, load_part(grad + i, stop - i, A(0)), load_part(x + i, stop - i, A(0)));
+    for (int u = 0; u < 3 && i + lanes <= count; ++u, i += lanes) take(u, load(grad + i), load(x + i));
+    if (i < count) take(3, load_part(grad + i, count - i, A(0)), load_part(x + i, count - i, A(0)));
+    n += count;
+    ++rows;
+  }
+
+  bool full(int64_t next_row) const { return n + next_row > run_elements || rows == 64; }
+
+  void flush(GradSums* out) {
     out->grad += double(sum_lanes<A>((sg[0] + sg[1]) + (sg[2] + sg[3])));
     out->grad_x += double(sum_lanes<A>((sx[0] + sx[1]) + (sx[2] + sx[3])));
+    *this = {f};
   }
+};
+
+template <bool RELU, typename T>
+inline void grad_sums_row(const T* grad, const T* x, int64_t n, const Affine<Acc<T>>& f, GradSums* out) {
+  GradRun<RELU, T> run{f};
+  for (int64_t i = 0; i < n; i += run_elements) {
+    run.add(grad + i, x + i, std::min(run_elements, n - i));
+    run.flush(out);
+  }
+}
+
+// Channels [begin, end) over all samples, in the two orders of reduce_rows.
+template <bool RELU, typename T>
+inline void grad_sums_rows(
+    const Activation& a, const T* grad, const T* x, int64_t begin, int64_t end, const Affine<Acc<T>>* f, GradSums* sums) {
+  if (a.positions < short_row) {
+    for (int64_t c = begin; c < end; ++c) {
+      GradRun<RELU, T> run{f[c - begin]};
+      for (int64_t n = 0; n < a.samples; ++n) {
+        const int64_t row = (n * a.channels + c) * a.positions;
+        run.add(grad + row, x + row, a.positions);
+        if (run.full(a.positions)) run.flush(&sums[c - begin]);
+      }
+      run.flush(&sums[c - begin]);
+    }
+    return;
+  }
+  for_rows(a, begin, end, [&](int64_t row, int64_t c) {
+    grad_sums_row<RELU>(grad + row, x + row, a.positions, f[c - begin], &sums[c - begin]);
+  });
 }
 
 template <bool RELU, typename T>
@@ -93,27 +135,39 @@ inline void input_grad_row(
 // ------------------------------------------------------------------------------------------------ lanes
 // Per-channel factors come as arrays: Affine[3][C] and InputGrad[3][C], in the order of the structs' members.
 
+
+constexpr int64_t lane_tile = 16;  // positions that share one loading of the per-channel factors
+
+// Calls f(j, n, s, stop) for tiles of positions [s, stop) and n channels from j on, memory in order tile by tile.
+template <typename A, typename F>
+inline void for_lane_tiles(int64_t positions, int64_t c, F&& f) {
+  for (int64_t s = 0; s < positions; s += lane_tile)
+    for_lanes<A>(c, [&](int64_t j, int64_t n) { f(j, n, s, std::min(s + lane_tile, positions)); });
+}
+
 template <bool RELU, typename T>
 inline void affine_lanes(const T* x, T* y, int64_t positions, int64_t c, const Acc<T>* f) {
   using A = Acc<T>;
-  for (int64_t s = 0; s < positions; ++s, x += c, y += c)
-    for_lanes<A>(c, [&](int64_t j, int64_t n) {
-      const V<A> v = affine_value<RELU, A>(
-          load_n(x + j, n), load_n(f + j, n), load_n(f + c + j, n), load_n(f + 2 * c + j, n));
-      store_n(y + j, v, n);
-    });
+  for_lane_tiles<A>(positions, c, [&](int64_t j, int64_t n, int64_t s, int64_t stop) {
+    const V<A> center = load_n(f + j, n), scale = load_n(f + c + j, n), shift = load_n(f + 2 * c + j, n);
+    for (; s < stop; ++s) store_n(y + s * c + j, affine_value<RELU, A>(load_n(x + s * c + j, n), center, scale, shift), n);
+  });
 }
 
-// P neighbouring positions into the sums of all channels, which stay in the first cache: sums[2][padded].
-template <bool RELU, int P, typename T>
-inline void add_grad_positions(const T* grad, const T* x, int64_t c, const Acc<T>* f, Acc<T>* sums, int64_t padded) {
+// Sums of all channels, which stay in the first cache: sums[2][padded].
+template <bool RELU, typename T>
+inline void add_grad_positions(
+    const T* grad, const T* x, int64_t positions, int64_t c, const Acc<T>* f, Acc<T>* sums, int64_t padded) {
   using A = Acc<T>;
-  for_lanes<A>(c, [&](int64_t j, int64_t n) {
+  for_lane_tiles<A>(positions, c, [&](int64_t j, int64_t n, int64_t s, int64_t stop) {
     const V<A> center = load_n(f + j, n), scale = load_n(f + c + j, n), shift = load_n(f + 2 * c + j, n);
     V<A> sg = {}, sx = {};
-    for (int p = 0; p < P; ++p) {
-      const V<A> v = load_n(x + p * c + j, n);
-      const V<A> m = masked_grad<RELU, A>(load_n(grad + p * c + j, n), v, center, scale, shift);
+    for (; s < stop; ++s) {
+      const T *g = grad + s * c + j, *p = x + s * c + j;
+      prefetch(g, lane_tile * c * int64_t(sizeof(T)));
+      prefetch(p, lane_tile * c * int64_t(sizeof(T)));
+      const V<A> v = load_n(p, n);
+      const V<A> m = masked_grad<RELU, A>(load_n(g, n), v, center, scale, shift);
       sg += m;
       sx += m * (v - center);
     }
@@ -127,9 +181,7 @@ inline void grad_sums_lanes(
     const T* grad, const T* x, int64_t positions, int64_t c, const Acc<T>* f, Scratch<Acc<T>>& sums, int64_t padded,
     GradSums* out) {
   std::memset(sums.data, 0, size_t(2 * padded) * sizeof(Acc<T>));
-  int64_t s = 0;
-  for (; s + 4 <= positions; s += 4) add_grad_positions<RELU, 4>(grad + s * c, x + s * c, c, f, sums.data, padded);
-  for (; s < positions; ++s) add_grad_positions<RELU, 1>(grad + s * c, x + s * c, c, f, sums.data, padded);
+  add_grad_positions<RELU>(grad, x, positions, c, f, sums.data, padded);
   for (int64_t j = 0; j < c; ++j) out[j] = {double(sums[j]), double(sums[padded + j])};
 }
 
@@ -137,13 +189,15 @@ template <bool RELU, typename T>
 inline void input_grad_lanes(
     const T* grad, const T* x, T* dx, int64_t positions, int64_t c, const Acc<T>* f, const Acc<T>* d) {
   using A = Acc<T>;
-  for (int64_t s = 0; s < positions; ++s, grad += c, x += c, dx += c)
-    for_lanes<A>(c, [&](int64_t j, int64_t n) {
-      const V<A> v = load_n(x + j, n), center = load_n(f + j, n);
-      const V<A> m = masked_grad<RELU, A>(load_n(grad + j, n), v, center, load_n(f + c + j, n), load_n(f + 2 * c + j, n));
-      const V<A> slope = load_n(d + c + j, n), offset = load_n(d + 2 * c + j, n);
-      store_n(dx + j, m * load_n(d + j, n) + ((v - center) * slope + offset), n);
-    });
+  for_lane_tiles<A>(positions, c, [&](int64_t j, int64_t n, int64_t s, int64_t stop) {
+    const V<A> center = load_n(f + j, n), scale = load_n(f + c + j, n), shift = load_n(f + 2 * c + j, n);
+    const V<A> grad_scale = load_n(d + j, n), slope = load_n(d + c + j, n), offset = load_n(d + 2 * c + j, n);
+    for (; s < stop; ++s) {
+      const V<A> v = load_n(x + s * c + j, n);
+      const V<A> m = masked_grad<RELU, A>(load_n(grad + s * c + j, n), v, center, scale, shift);
+      store_n(dx + s * c + j, m * grad_scale + ((v - center) * slope + offset), n);
+    }
+  });
 }
 
 // Positions in blocks, for the two lane kernels that have no sums to combine.

@@ -42,47 +42,6 @@ struct Moments {
   double var() const { return n > 0 ? m2 / n : std::numeric_limits<double>::quiet_NaN(); }
 };
 
-template <typename A>
-struct RunSums {
-  double sum = 0, squares = 0;
-  int64_t zeros = 0;
-};
-
-// Sums over one contiguous run of n <= run_elements values; four independent vectors hide the latency of the adds.
-// COUNT is off where nobody asks for zeros.
-template <bool COUNT, typename T>
-inline RunSums<Acc<T>> sum_run(const T* x, int64_t n, Acc<T> shift, typename Vec<Acc<T>>::bits limit) {
-  using A = Acc<T>;
-  constexpr int64_t lanes = lanes_of<A>;
-  const V<A> k = splat(shift);
-  V<A> s[4] = {}, q[4] = {};
-  M<A> z[4] = {};
-  auto take = [&](int u, V<A> v) {
-    const V<A> d = v - k;
-    s[u] += d;
-    q[u] += d * d;
-    if constexpr (COUNT) z[u] -= at_most<A>(v, limit);
-  };
-  int64_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes)
-    for (int u = 0; u < 4; ++u) {
-      prefetch(x + i + u * lanes);
-      take(u, load(x + i + u * lanes));
-    }
-  for (; i + lanes <= n; i += lanes) take(0, load(x + i));
-  RunSums<A> out;
-  if (i < n) {
-    // Padding with the shift adds nothing to the sums, but may look like zeros: counted out again.
-    const V<A> tail = load_part(x + i, n - i, shift);
-    take(1, tail);
-    if constexpr (COUNT) out.zeros -= (lanes - (n - i)) * -int64_t(at_most<A>(k, limit)[0]);
-  }
-  out.sum = double(sum_lanes<A>((s[0] + s[1]) + (s[2] + s[3])));
-  out.squares = double(sum_lanes<A>((q[0] + q[1]) + (q[2] + q[3])));
-  if constexpr (COUNT) out.zeros += count_lanes<A>((z[0] + z[1]) + (z[2] + z[3]));
-  return out;
-}
-
 // A shift close to the data keeps the one-pass variance safe: the mean of the first few values.
 template <typename T>
 inline Acc<T> first_shift(const T* x, int64_t n) {
@@ -97,35 +56,109 @@ inline A finite_or_zero(double x) {
   return std::isfinite(x) ? A(x) : A(0);
 }
 
+// Where the next run of a channel is centred: its mean so far.
+template <typename A>
+inline A moment_shift(const Moments& moments) {
+  return finite_or_zero<A>(moments.mean);
+}
+
+// Sums of x - shift and (x - shift)^2 over a run; four independent vectors hide the latency of the adds. COUNT is off where
+// nobody asks for zeros.
+template <bool COUNT, typename T>
+struct Run {
+  using A = Acc<T>;
+  using Bits = typename Vec<A>::bits;
+  static constexpr int64_t lanes = lanes_of<A>;
+  A shift;
+  Bits limit;
+  int64_t n = 0, rows = 0;
+  V<A> s[4] = {}, q[4] = {};
+
+  // Adds a contiguous row and returns how many of its elements are zero.
+  int64_t add(const T* x, int64_t count) {
+    const V<A> k = splat(shift);
+    M<A> z[4] = {};
+    auto take = [&](int u, V<A> v) {
+      const V<A> d = v - k;
+      s[u] += d;
+      q[u] += d * d;
+      if constexpr (COUNT) z[u] = at_most<A>(v, limit) ? z[u] + 1 : z[u];
+    };
+    int64_t i = 0;
+    for (; i + 4 * lanes <= count; i += 4 * lanes)
+      for (int u = 0; u < 4; ++u) {
+        prefetch(x + i + u * lanes);
+        take(u, load(x + i + u * lanes));
+      }
+    for (int u = 0; u < 3 && i + lanes <= count; ++u, i += lanes) take(u, load(x + i));
+    int64_t padding = 0;
+    if (i < count) {
+      // Padding with the shift adds nothing to the sums, but may look like zeros: counted out again.
+      take(3, load_part(x + i, count - i, shift));
+      if constexpr (COUNT) padding = at_most<A>(k, limit)[0] ? lanes - (count - i) : 0;
+    }
+    n += count;
+    ++rows;
+    return COUNT ? count_lanes<A>((z[0] + z[1]) + (z[2] + z[3])) - padding : 0;
+  }
+
+  // Whether another row would make the chains of additions long enough to show in the result.
+  bool full(int64_t next_row) const { return n + next_row > run_elements || rows == 64; }
+
+  void flush(Moments* moments) {
+    if (n == 0) return;
+    const double sum = double(sum_lanes<A>((s[0] + s[1]) + (s[2] + s[3])));
+    moments->add(double(n), double(shift), sum, double(sum_lanes<A>((q[0] + q[1]) + (q[2] + q[3]))));
+    *this = {moment_shift<A>(*moments), limit};
+  }
+};
+
 struct ChannelSums {
   Moments moments;
   int64_t zeros = 0, dead = 0;
 };
 
-// Channels [begin, end) of [N, C, S], samples [first, last). Samples outside, channels inside: memory is read in order,
-// which is worth a factor of two over following each channel through the tensor.
+constexpr int64_t short_row = 256;  // elements; shorter rows of one channel are summed together before they are combined
+
+// Channels [begin, end) of [N, C, S], samples [first, last). Long rows: samples outside, channels inside, because reading
+// memory in order is worth a factor of two. Short rows: channels outside, because combining each row would cost more.
 template <bool COUNT, typename T>
 inline void reduce_rows(
     const T* x, const Activation& a, int64_t begin, int64_t end, int64_t first, int64_t last,
     typename Vec<Acc<T>>::bits limit, ChannelSums* out) {
+  using A = Acc<T>;
+  const auto row = [&](int64_t n, int64_t c) { return x + (n * a.channels + c) * a.positions; };
+  const auto start = [&](const T* p, int64_t m) { return Run<COUNT, T>{finite_or_zero<A>(double(first_shift(p, m))), limit}; };
+  const auto count = [&](ChannelSums& sums, int64_t zeros) {
+    sums.zeros += zeros;
+    sums.dead += COUNT && zeros == a.positions && a.positions > 0;
+  };
   for (int64_t c = begin; c < end; ++c) out[c - begin] = {};
-  for (int64_t n = first; n < last; ++n) {
-    const T* row = x + (n * a.channels + begin) * a.positions;
-    for (int64_t c = begin; c < end; ++c, row += a.positions) {
+  if (a.positions < short_row) {
+    for (int64_t c = begin; c < end && first < last; ++c) {
+      ChannelSums& sums = out[c - begin];
+      Run<COUNT, T> run = start(row(first, c), a.positions);
+      for (int64_t n = first; n < last; ++n) {
+        count(sums, run.add(row(n, c), a.positions));
+        if (run.full(a.positions)) run.flush(&sums.moments);
+      }
+      run.flush(&sums.moments);
+    }
+    return;
+  }
+  for (int64_t n = first; n < last; ++n)
+    for (int64_t c = begin; c < end; ++c) {
       ChannelSums& sums = out[c - begin];
       int64_t zeros = 0;
       for (int64_t i = 0; i < a.positions; i += run_elements) {
         const int64_t m = std::min(run_elements, a.positions - i);
-        const double near = sums.moments.n ? sums.moments.mean : double(first_shift(row + i, m));
-        const auto shift = finite_or_zero<Acc<T>>(near);
-        const auto run = sum_run<COUNT>(row + i, m, shift, limit);
-        sums.moments.add(double(m), double(shift), run.sum, run.squares);
-        zeros += run.zeros;
+        Run<COUNT, T> run = start(row(n, c) + i, m);
+        if (sums.moments.n) run.shift = moment_shift<A>(sums.moments);
+        zeros += run.add(row(n, c) + i, m);
+        run.flush(&sums.moments);
       }
-      sums.zeros += zeros;
-      sums.dead += COUNT && zeros == a.positions && a.positions > 0;
+      count(sums, zeros);
     }
-  }
 }
 
 // Channels whose values fit in the nearest caches together: statistics and output are made while they are there.

@@ -206,18 +206,28 @@ inline V<float> larger(V<float> a, V<float> b) {
 #endif
 }
 
+// Sum of all lanes, halves first: five additions deep at most, where a loop would be sixteen.
+template <typename A, typename W>
+inline A sum_lanes_of(W v) {
+  constexpr int64_t n = sizeof(W) / sizeof(A);
+  if constexpr (n == 2) {
+    return v[0] + v[1];
+  } else {
+    typedef A half __attribute__((vector_size(sizeof(W) / 2)));
+    half parts[2];
+    std::memcpy(parts, &v, sizeof v);
+    return sum_lanes_of<A>(half(parts[0] + parts[1]));
+  }
+}
+
 template <typename A>
 inline A sum_lanes(V<A> v) {
-  A total = 0;
-  for (int i = 0; i < lanes_of<A>; ++i) total += v[i];
-  return total;
+  return sum_lanes_of<A>(v);
 }
 
 template <typename A>
 inline int64_t count_lanes(M<A> v) {
-  int64_t total = 0;
-  for (int i = 0; i < lanes_of<A>; ++i) total += v[i];
-  return total;
+  return int64_t(sum_lanes_of<typename Vec<A>::bits>(v));
 }
 
 // Calls f(T{}) with the element type of a tensor.
