@@ -62,9 +62,12 @@ def conclude(
         device=str(job.accelerator.device),
         seconds=job.seconds,
         rows=trained.rows,
+        class_only=_class_only(job, embedded),
         errors=trained.errors | (embedded.errors if embedded is not None else {}),
         pictures=_pictures(job, trained, control, pipeline, embedded),
     )
+    if job.board is not None:
+        job.board.pictures(summary.pictures, trained.step)
     if not summary.pictures:
         summary.notes.append("no pictures: matplotlib is not installed (pip install 'avfast[plots]')")
     _export(job, chosen, best_step)
@@ -73,6 +76,14 @@ def conclude(
     write_atomic(out / "results.json", lambda path: path.write_text(text))
     job.seconds["evaluation and pictures"] = time.monotonic() - began
     return summary, chosen
+
+
+def _class_only(job: Job, test: Embedded | None) -> float | None:
+    """Instance-level R@1 of a model that always finds the class and guesses the clip within it; None without labels."""
+    if test is None or not job.bundle.labelled:
+        return None
+    labels = test.labels
+    return (1.0 / (labels[:, None] == labels).sum(dim=1).double()).mean().item()
 
 
 def _export(job: Job, method: Method, step: int) -> None:
@@ -115,12 +126,13 @@ def _pictures(
 
 
 def _raw(loader: Any, pipeline: InputPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames ``[N, T, 3, H, W]`` and spectrograms ``[N, bins, time]`` of a split."""
     frames, spectrograms = [], []
     for batch in readable(loader):
         frames.append(batch["frames"])
         spectrograms.append(pipeline(batch)["spectrogram"][:, 0].cpu())
     drawn = torch.cat(spectrograms)
-    return torch.cat(frames), drawn.mT if pipeline.inputs.frontend == "kaldi-fbank" else drawn  # [N, bins, time]
+    return torch.cat(frames), drawn.mT if pipeline.inputs.frontend_options.get("layout") == "tf" else drawn
 
 
 def _honesty(bundle: DataBundle) -> str:

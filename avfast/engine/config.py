@@ -73,6 +73,7 @@ class RunConfig:
         eval_every: steps between looks at the validation split, which selects the best checkpoint.
         save_every: steps between checkpoints.
         control: train the shuffled-pair control for as many steps, so that the report can show it.
+        tensorboard: also write scalars and pictures for TensorBoard, to the folder tensorboard of the run.
     """
 
     seed: int = 0
@@ -83,6 +84,7 @@ class RunConfig:
     eval_every: int = 20
     save_every: int = 40
     control: bool = True
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ ALIASES = {
 """What other tools call the same thing; used for suggestions only."""
 
 HARMLESS = {
-    "data.workers", "data.cache", "run.log_every", "run.save_every", "run.control",
+    "data.workers", "data.cache", "run.log_every", "run.save_every", "run.control", "run.tensorboard",
 }  # fmt: skip
 """Keys that do not change what is computed; a resumed run may differ in them."""
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from avfast.data.media import frame_times
+from avfast.engine.validate import RECALL
 
 GOOD, BAD = "#2a7f3f", "#b03030"
-RECALL = "R@1_audio_video_instance"
 MOST_TICKS = 40
 
 
@@ -49,7 +49,7 @@ def curves(
     loss.set(title="loss", ylabel="nats")
     recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
     recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
-    recall.plot(*_series(val, f"{RECALL}_chance"), lw=0.8, ls="--", color="grey", label="chance")
+    recall.plot(*_series(val, f"{RECALL} chance"), lw=0.8, ls="--", color="grey", label="chance")
     recall.set(title="audio to video R@1, instance-level, validation clips", ylabel="share of clips", ylim=(-0.05, 1.05))
     for name in train[-1]["collapse"] if train else ():
         rank.plot([r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from avfast.engine.board import Board
 from avfast.engine.checkpoint import write_atomic
 
 
@@ -15,10 +16,11 @@ class Journal:
     Args:
         path: the file; None keeps rows in memory only (other ranks).
         resume_step: rows of later steps are dropped, since they are about to be computed again.
+        board: gets every row too.
     """
 
-    def __init__(self, path: Path | None, *, resume_step: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, resume_step: int | None = None, board: Board | None = None) -> None:
+        self.path, self.board = path, board
         self.rows: list[dict[str, Any]] = []
         if path is None:
             return
@@ -33,6 +35,8 @@ class Journal:
         if self.path is not None:
             with open(self.path, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            self.board.row(row)
         return row
 
 

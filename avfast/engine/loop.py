@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from avfast.data import ClipDataset, EpochSampler
+from avfast.engine.board import Board
 from avfast.engine.build import build_method, build_optimizer, build_schedule
 from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from avfast.engine.config import TrainConfig, config_diff
@@ -57,6 +58,7 @@ class Trainer:
         kind: "main" or "control".
         resume: checkpoint to continue from.
         force: continue although the configuration or the clips changed.
+        board_folder: where TensorBoard's event files go, if wanted.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         kind: str = "main",
         resume: Path | None = None,
         force: bool = False,
+        board_folder: Path | None = None,
     ) -> None:
         self.config, self.validator, self.out, self.accelerator = config, validator, out, accelerator
         self.fingerprint, self.steps, self.kind = fingerprint, steps, kind
@@ -94,7 +97,8 @@ class Trainer:
             self._restore(load_checkpoint(resume), resume, force=force)
         is_main = accelerator.is_main_process
         resumed_at = self.step if resume is not None else None
-        self.journal = Journal(out / "metrics.jsonl" if is_main else None, resume_step=resumed_at)
+        self.board = Board(board_folder, step=self.step) if is_main and board_folder is not None else None
+        self.journal = Journal(out / "metrics.jsonl" if is_main else None, resume_step=resumed_at, board=self.board)
 
     def fit(self, stop: StopRequest, budget: Budget) -> TrainResult:
         """Train until the last step, a signal or the end of the budget; the state on disk is complete
@@ -105,7 +109,8 @@ class Trainer:
                 (self.out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
         stopped = "finished"
         quiet = not self.accelerator.is_main_process
-        with Progress(self.steps, self.kind, start=self.step, quiet=quiet) as progress:
+        title = "train" if self.kind == "main" else self.kind
+        with Progress(self.steps, title, start=self.step, quiet=quiet) as progress:
             interval = Interval()
             for batch, data_s in timed(self._batches()):
                 began = time.perf_counter()
@@ -132,6 +137,8 @@ class Trainer:
         self._save("last")
         if self.step == self.steps:
             self._save("final")
+        if self.board is not None:
+            self.board.flush()
         folder = self.out / "checkpoints"
         paths = {name: folder / f"{name}.pt" for name in ("last", "best", "final") if (folder / f"{name}.pt").is_file()}
         return TrainResult(

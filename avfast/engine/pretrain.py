@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from avfast.data import EpochSampler
+from avfast.engine.allocator import keep_freed_memory
+from avfast.engine.board import Board, require_tensorboard
 from avfast.engine.build import build_accelerator, build_method
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
 from avfast.engine.conclude import conclude
@@ -74,9 +76,13 @@ def pretrain(
         AvfastError: anything the user can change.
     """
     config = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file)
+    if config.run.tensorboard:
+        require_tensorboard()
     resume = _resume_path(request)
     accelerator = build_accelerator(request.device, config.run.precision)
     tell = say if accelerator.is_main_process else (lambda line: None)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         with accelerator.main_process_first():  # demo clips and file hashes are written once
             job = Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
@@ -123,6 +129,7 @@ class Job:
         self.steps = config.run.epochs * self.steps_per_epoch or config.run.steps
         self.loaders = {n: None if d is None else evaluation_loader(d, batch) for n, d in self.fixed.items()}
         self.seconds: dict[str, float] = {}
+        self.board: Board | None = None
 
     def plan(self) -> list[str]:
         """Print what is about to happen and return the lines."""
@@ -187,7 +194,10 @@ class Job:
             self.config, dataset, validator, out, self.accelerator,
             fingerprint=self.bundle.fingerprint, steps=steps, kind=kind, resume=resume,
             force=self.request.force,
+            board_folder=self.request.out / "tensorboard" / kind if self.config.run.tensorboard else None,
         )  # fmt: skip
+        if kind == "main":
+            self.board = trainer.board
         if trainer.step:
             self.tell(f"{kind}: continuing at step {trainer.step} of {steps} from '{resume}'")
         result = trainer.fit(stop, budget)

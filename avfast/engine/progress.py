@@ -62,11 +62,11 @@ class Progress:
 
     def validation(self, step: int, row: dict[str, Any]) -> None:
         """One look at the validation split; a score stands beside its chance."""
-        shown = [
-            f"{name.replace('_', ' ')} {value:.3f}" + (f" (chance {row[f'{name}_chance']:.3f})" if f"{name}_chance" in row else "")
-            for name, value in row.items()
-            if not name.endswith("_chance")
-        ]
+        shown = []
+        for name, value in row.items():
+            chance = row.get(f"{name} chance")
+            if not name.endswith(" chance"):
+                shown.append(f"{name} {value:.3f}" + ("" if chance is None else f" (chance {chance:.3f})"))
         self.say(f"{self.title} {step}/{self.total}  validation: {'  '.join(shown)}")
 
     def say(self, text: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from avfast import env
 from avfast.engine.assess import score_table
 from avfast.engine.progress import clock
 from avfast.evaluate import Score
@@ -42,6 +46,7 @@ class RunSummary:
     control_steps: int | None
     device: str
     seconds: dict[str, float]
+    class_only: float | None
     rows: list[dict[str, Any]]
     errors: dict[str, int]
     pictures: dict[str, Path]
@@ -58,13 +63,41 @@ def write_report(summary: RunSummary, extra: list[Section] | None = None) -> Pat
         Section("Training", _training(summary)),
         *([Section("Pictures", _pictures(summary))] if summary.pictures else []),
         *(extra or []),
-        Section("How it was run", _how()),
+        Section("How it was run", _how(summary)),
     ]
     files = sorted({*summary.files, path})
     listing = "\n".join(f"- `{file.relative_to(summary.out)}`" for file in files)
     body = "\n\n".join(f"## {s.heading}\n\n{s.text.strip()}" for s in [*sections, Section("Files", listing)])
-    path.write_text(f"{summary.honesty}\n\n# {summary.recipe}: report\n\n{body}\n")
+    path.write_text(align_tables(f"{summary.honesty}\n\n# {summary.recipe}: report\n\n{body}\n"))
     return path
+
+
+def align_tables(text: str) -> str:
+    """Pad the cells of Markdown tables, so that they also read well as plain text.
+
+    >>> print(align_tables("| a | b |\\n|---|---|\\n| long | 1 |"))
+    | a    | b |
+    |------|---|
+    | long | 1 |
+    """
+    out: list[str] = []
+    for is_table, lines in groupby(text.split("\n"), key=lambda line: line.startswith("|")):
+        if not is_table:
+            out += lines
+            continue
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        widths = [max(len(cell) for cell in column if not _is_rule(cell)) for column in zip_longest(*rows, fillvalue="")]
+        for row in rows:
+            cells = zip(row, widths, strict=False)
+            if all(map(_is_rule, row)):
+                out.append("|" + "|".join("-" * (width + 2) for _, width in cells) + "|")
+            else:
+                out.append("| " + " | ".join(cell.ljust(width) for cell, width in cells) + " |")
+    return "\n".join(out)
+
+
+def _is_rule(cell: str) -> bool:
+    return len(cell) > 2 and set(cell) <= set("-:")
 
 
 def headline(scores: dict[str, dict[str, Score]]) -> list[str]:
@@ -113,8 +146,10 @@ def _result(summary: RunSummary) -> str:
     legend = [
         "In square brackets: 95 % bootstrap interval over test clips, resampled by class where labels exist.",
         "Beside chance: where 95 % of guesses fall (classes, or clips, permuted); inside is no evidence.",
+        "R@k: share of queries with a right answer among the k nearest (higher is better). Median rank of the first "
+        "right answer: lower is better, 1 is best.",
         f"Trained: the checkpoint of step {summary.best_step}, selected on the validation split; the "
-        "test split was read once, for this table."
+        "test split decided nothing."
         if summary.best_step
         else "Trained: the last weights; nothing was selected.",
         "Untrained: the initial weights with batch-norm statistics from one pass over the training split.",
@@ -123,6 +158,12 @@ def _result(summary: RunSummary) -> str:
         "Clips of one class in one batch are negatives of each other: the loss need not reach its floor.",
     ]  # fmt: skip
     notes = "\n".join(f"{i + 1}. `{text}`" for i, text in enumerate(protocols))
+    if summary.class_only is not None:
+        legend.insert(
+            2,
+            f"A model that always finds the class and guesses the clip within it would score {summary.class_only:.3f} "
+            "in R@1 at instance level; only what is above that comes from the single clip.",
+        )
     return "\n".join(
         [
             *(f"**{line}**\n" for line in headline(summary.scores)),
@@ -144,13 +185,16 @@ def _other(score: Score | None) -> str:
 def _training(summary: RunSummary) -> str:
     train = [row for row in summary.rows if row["kind"] == "train"]
     text = ["```", *summary.plan_lines, "```", ""]
-    state = "finished" if summary.stopped == "finished" else f"stopped by {summary.stopped}"
-    text.append(f"- {state} at step {summary.step} of {summary.steps}")
-    text += [f"- {name}: {clock(seconds)}" for name, seconds in summary.seconds.items()]
+    ended = "finished" if summary.stopped == "finished" else f"stopped by {summary.stopped}"
+    text.append(f"- {ended} at step {summary.step} of {summary.steps}")
+    text += [f"- {name}: {clock(seconds)} (minutes:seconds)" for name, seconds in summary.seconds.items()]
     if train:
         data, compute = (sum(r[k] for r in train) / len(train) for k in ("data_s", "compute_s"))
         rate = sum(r["clips_per_s"] for r in train) / len(train)
-        text.append(f"- {rate:.0f} clips/s; per step {data * 1e3:.0f} ms data, {compute * 1e3:.0f} ms compute")
+        text.append(
+            f"- training speed: {rate:.0f} clips/s; per step {data * 1e3:.0f} ms waiting for data, "
+            f"{compute * 1e3:.0f} ms compute"
+        )
         for name, c in train[-1]["collapse"].items():
             text.append(
                 f"- {name} embeddings of the last batch: std {c['std']:.2f} (1 = spread evenly), "
@@ -163,38 +207,38 @@ def _training(summary: RunSummary) -> str:
     return "\n".join(text)
 
 
+CAPTIONS = {
+    "Curves": "Loss, validation score beside chance and the shuffled-pair control, collapse indicator, time per step.",
+    "Similarity of test clips": "Red blocks along the diagonal, one per class, are what training aims at.",
+    "Retrieval": "For some sounds of the test split, the pictures the trained model puts nearest.",
+    "Contact sheet": "Test clips as the model gets them: frames beside the spectrogram, on one clock.",
+}
+
+
 def _pictures(summary: RunSummary) -> str:
-    shown = (f"**{title}**\n\n![{title}]({p.relative_to(summary.out)})" for title, p in summary.pictures.items())
-    return "\n\n".join(shown)
+    parts = []
+    for title, path in summary.pictures.items():
+        parts.append(f"**{title}.** {CAPTIONS.get(title, '')}\n\n![{title}]({path.relative_to(summary.out)})")
+    return "\n\n".join(parts)
 
 
-def _how() -> str:
-    import numpy
-
-    words = " ".join(["avfast", *sys.argv[1:]])
-    versions = [
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__}",
-        f"NumPy {numpy.__version__}",
-    ]
-    versions += _optional_versions()
+def _how(summary: RunSummary) -> str:
+    facts = env.facts()
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}", *_versions()]
+    library = f"{facts['library']}; instruction set {facts.get('instruction set', 'not known')}"
     return "\n".join(
         [
-            f"- command: `{words}`",
+            f"- command: `{shlex.join(['avfast', *sys.argv[1:]])}`; every setting is in `config.json`",
             f"- date: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
-            f"- machine: {platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
+            f"- machine: {env.cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; "
+            f"GPU: {facts['gpu']}",
+            f"- trained on: {summary.device}, {torch.get_num_threads()} CPU threads",
+            f"- compiled library of avfast: {library}; backend {facts['backend']}",
             f"- versions: {', '.join(versions)}",
         ]
     )
 
 
-def _optional_versions() -> list[str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = []
-    for name in ("avfast", "accelerate", "transformers", "av", "scikit-learn"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found
+def _versions() -> list[str]:
+    names = ("avfast", "numpy", "accelerate", "transformers", "av", "scikit-learn")
+    return [f"{name} {version}" for name in names if (version := env.version_of(name)) != "not installed"]

@@ -12,6 +12,8 @@ from avfast.engine.sources import readable
 from avfast.evaluate import cross_modal_retrieval
 from avfast.methods import Method
 
+RECALL = "R@1 audio->video instance-level"
+
 
 class Validator:
     """Mean validation loss and, for two modalities, instance-level audio-to-video R@1.
@@ -39,5 +41,5 @@ class Validator:
         if {"audio", "video"} <= parts.keys():
             audio, video = torch.cat(parts["audio"]), torch.cat(parts["video"])
             score = cross_modal_retrieval(audio, video)[0].recall[1]
-            row |= {"R@1_audio_video_instance": score.value, "R@1_audio_video_instance_chance": score.chance}
+            row |= {RECALL: score.value, f"{RECALL} chance": score.chance}
         return row
