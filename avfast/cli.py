@@ -235,4 +235,5 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         print("written:")
         for path in summary.files:
             print(f"  {path}")
+        print(f"read '{summary.out / 'report.md'}' first")
     return 0

@@ -24,7 +24,7 @@ def demo_data_command(
     """
     from avfast.data.demo import honesty_line, make_demo_clips
 
-    with _progress("making clips") as progress:
+    with progress_bar("making clips") as progress:
         manifest = make_demo_clips(
             dir, clips=clips, seed=seed, faults=faults, photos=photos, sounds=sounds, progress=progress
         )
@@ -52,7 +52,7 @@ def media_scan_command(
     from avfast.data.scan import scan_media
     from avfast.errors import MissingDependency
 
-    with _progress("scanning") as progress:
+    with progress_bar("scanning") as progress:
         report = scan_media(dir, workers=workers, min_duration=min_duration, progress=progress)
     if not report.counts:
         print(report.summary)
@@ -72,7 +72,7 @@ def media_scan_command(
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A ``rich`` bar on a terminal; nothing otherwise, so that logs stay readable."""
     try:
         from rich.console import Console

@@ -59,7 +59,7 @@ def conclude(
         best_step=best_step,
         scores=scores,
         control_steps=None if control is None else control.step,
-        device=str(job.accelerator.device),
+        device=f"{job.accelerator.device}, {torch.get_num_threads()} CPU threads, precision {config.run.precision}",
         seconds=job.seconds,
         rows=trained.rows,
         class_only=_class_only(job, embedded),

@@ -50,7 +50,7 @@ def curves(
     recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
     recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
     recall.plot(*_series(val, f"{RECALL} chance"), lw=0.8, ls="--", color="grey", label="chance")
-    recall.set(title="audio to video R@1, instance-level, validation clips", ylabel="share of clips", ylim=(-0.05, 1.05))
+    recall.set(title="audio to video R@1, instance-level, validation", ylabel="share of clips", ylim=(-0.05, 1.05))
     for name in train[-1]["collapse"] if train else ():
         rank.plot([r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name)
     rank.set_ylim(bottom=0)
@@ -124,7 +124,7 @@ def retrieved(
             axis.set_title(f"{rank}. {_name(labels[found], names)}", fontsize=7, color=GOOD if right else BAD)
     _strip(axes[:, 1:])
     kind = "same class" if bool((labels >= 0).all()) else "the clip itself"
-    figure.suptitle(f"a sound and the pictures of the {len(audio)} test clips nearest to it (green: {kind})", fontsize=9)
+    figure.suptitle(f"sounds, and the nearest pictures among {len(audio)} test clips (green: {kind})", fontsize=9)
     return _save(figure, path)
 
 

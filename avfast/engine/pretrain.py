@@ -241,11 +241,13 @@ def _steps_of(path: Path) -> int | None:
 def _data_folder(request: Request, stack: ExitStack, tell: Callable[[str], None]) -> Path:
     if request.data != "demo":
         return Path(request.data)
-    from avfast.data.demo import make_demo_clips
+    from avfast.data.commands import progress_bar
+    from avfast.data.demo import honesty_line, make_demo_clips
 
     folder = request.out / "demo-clips"
     if request.dry_run and not folder.exists():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "demo-clips"
+    with progress_bar("making clips") as progress:
+        tell(honesty_line(make_demo_clips(folder, progress=progress)))
     tell(f"demo clips in '{folder}'")
-    make_demo_clips(folder)
     return folder

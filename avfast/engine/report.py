@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from avfast import env
 from avfast.engine.assess import score_table
 from avfast.engine.progress import clock
+from avfast.engine.tables import align_tables
 from avfast.evaluate import Score
 
 HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level")
@@ -70,34 +70,6 @@ def write_report(summary: RunSummary, extra: list[Section] | None = None) -> Pat
     body = "\n\n".join(f"## {s.heading}\n\n{s.text.strip()}" for s in [*sections, Section("Files", listing)])
     path.write_text(align_tables(f"{summary.honesty}\n\n# {summary.recipe}: report\n\n{body}\n"))
     return path
-
-
-def align_tables(text: str) -> str:
-    """Pad the cells of Markdown tables, so that they also read well as plain text.
-
-    >>> print(align_tables("| a | b |\\n|---|---|\\n| long | 1 |"))
-    | a    | b |
-    |------|---|
-    | long | 1 |
-    """
-    out: list[str] = []
-    for is_table, lines in groupby(text.split("\n"), key=lambda line: line.startswith("|")):
-        if not is_table:
-            out += lines
-            continue
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        widths = [max(len(cell) for cell in column if not _is_rule(cell)) for column in zip_longest(*rows, fillvalue="")]
-        for row in rows:
-            cells = zip(row, widths, strict=False)
-            if all(map(_is_rule, row)):
-                out.append("|" + "|".join("-" * (width + 2) for _, width in cells) + "|")
-            else:
-                out.append("| " + " | ".join(cell.ljust(width) for cell, width in cells) + " |")
-    return "\n".join(out)
-
-
-def _is_rule(cell: str) -> bool:
-    return len(cell) > 2 and set(cell) <= set("-:")
 
 
 def headline(scores: dict[str, dict[str, Score]]) -> list[str]:
@@ -232,7 +204,7 @@ def _how(summary: RunSummary) -> str:
             f"- date: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
             f"- machine: {env.cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; "
             f"GPU: {facts['gpu']}",
-            f"- trained on: {summary.device}, {torch.get_num_threads()} CPU threads",
+            f"- trained on: {summary.device}",
             f"- compiled library of avfast: {library}; backend {facts['backend']}",
             f"- versions: {', '.join(versions)}",
         ]
