@@ -24,8 +24,8 @@ KERNEL_TABLE_SECONDS = 10.0
 OP_SPEED = (
     "Op speed, not training speed: single calls in this run on this machine; a training does much else besides, and "
     "its clips/s are under Training. Peak memory: eager to avfast. Error: distance of avfast's answer from a float64 "
-    "one over the norm of that. Freed memory stays in the process here, as in the training, which spares eager most of its page faults; "
-    "`avfast bench` measures with the allocator as it comes."
+    "one over the norm of that. Freed memory stays in the process here, as in the training, which spares eager most "
+    "of its page faults; `avfast bench` measures with the allocator as it comes."
 )
 
 

@@ -57,7 +57,7 @@ def curves(
     rank.set(title="effective rank of a batch (1 = collapse)", ylabel="dimensions")
     parts = [[r[key] * 1e3 for r in train] for key in ("data_s", "compute_s")]
     times.stackplot([r["step"] for r in train], parts, labels=["waiting for data", "compute"])
-    times.set(title="time per step (the first interval also decodes the clips)", ylabel="milliseconds")
+    times.set(title="time per step", ylabel="milliseconds")
     for axis in axes.flat:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
@@ -77,7 +77,8 @@ def similarity(path: Path, audio: Tensor, video: Tensor, labels: Tensor, names: 
     axis = figure.subplots()
     image = axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(image, ax=axis, label="cosine similarity")
-    axis.set(xlabel="picture of test clip", ylabel="sound of test clip", title="test clips, sorted by class")
+    axis.set_title("sounds (rows) and pictures (columns) of the test clips, sorted by class", fontsize=10)
+    axis.set_xlabel("test clip")
     ranked = labels[order]
     if len(ranked) and ranked[0] >= 0 and len(ranked.unique()) <= MOST_TICKS:
         middles = [(ranked == label).nonzero().double().mean().item() for label in ranked.unique()]

@@ -172,7 +172,8 @@ class Job:
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
         summary.files = [p for p in summary.files if "clips" not in p.relative_to(out).parts[:2]]
-        summary.files.append(write_report(summary, sections))
+        report = write_report(summary, sections)
+        summary.files = sorted({*summary.files, report})
         self.accelerator.wait_for_everyone()
         for line in headline(summary.scores):
             self.tell(line)

@@ -180,7 +180,8 @@ def _training(summary: RunSummary) -> str:
 
 
 CAPTIONS = {
-    "Curves": "Loss, validation score beside chance and the shuffled-pair control, collapse indicator, time per step.",
+    "Curves": "Loss (the lines are for a training batch; a validation batch may be smaller), validation score beside "
+    "chance and the shuffled-pair control, collapse indicator, and time per step, whose first interval fills caches.",
     "Similarity of test clips": "Red blocks along the diagonal, one per class, are what training aims at.",
     "Retrieval": "For some sounds of the test split, the pictures the trained model puts nearest.",
     "Contact sheet": "Test clips as the model gets them: frames beside the spectrogram, on one clock.",

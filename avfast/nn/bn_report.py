@@ -154,7 +154,8 @@ class BatchNormReport:
         except (ImportError, RuntimeError, OSError) as error:
             raise MissingDependency("matplotlib", extra="plots", purpose="BatchNormReport.plot") from error
         layers = [layer for layer in self.layers if layer.channels]
-        figure = Figure(figsize=(max(6.0, 0.28 * len(layers) + 2), 6), layout="constrained")
+        names_height = 0.06 * max((len(layer.name) for layer in layers), default=0)  # inches at 7 points
+        figure = Figure(figsize=(max(6.0, 0.28 * len(layers) + 2), 5 + names_height), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         positions = range(len(layers))
         top.bar(positions, [100 * layer.abnormal_share for layer in layers], color="#c44e52")
@@ -166,7 +167,7 @@ class BatchNormReport:
             score = torch.nan_to_num(layer.score.double(), posinf=0.0).clamp_min(floor)
             bottom.scatter([i] * layer.channels, score.tolist(), s=4, alpha=0.4, color="#4c72b0", linewidths=0)
         bottom.set_yscale("log")
-        bottom.set_ylabel("score  max(|gamma|, |beta|)")
+        bottom.set_ylabel("score, max(|gamma|, |beta|)")
         if self.threshold > 0:
             bottom.axhline(self.threshold, color="#c44e52", linewidth=1, label="threshold")
             bottom.legend(loc="best", fontsize=8)
