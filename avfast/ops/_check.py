@@ -45,3 +45,12 @@ def vector(op: str, argument: str, x: object, length: int, like: Tensor) -> None
         fail(op, argument, f"shape ({length},)", tuple(x.shape))
     if x.device != like.device:
         fail(op, argument, f"a tensor on {like.device}", x.device)
+
+
+def are_vectors(parameters: tuple[Tensor, ...], x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every parameter is a [C] tensor of ``dtype`` beside ``x`` [N, C, *]: the usual case, told cheaply."""
+    shape, device = x.shape[1:2], x.device
+    for p in parameters:
+        if p.shape != shape or p.dtype is not dtype or p.device != device:
+            return False
+    return True

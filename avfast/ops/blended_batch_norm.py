@@ -73,7 +73,7 @@ def blended_batch_norm(
     _check.number(name, "eps", eps, above=0.0)
     running = (running_mean, running_var, new_running_mean, new_running_var)
     affine = _checked_affine(x, weight, bias, new_weight, new_bias, alpha)
-    tracked = any(r is not None for r in running)
+    tracked = not (running_mean is running_var is new_running_mean is new_running_var is None)
     if tracked or not training:
         _check_running(x, running, training)
 
@@ -98,11 +98,11 @@ def blended_batch_norm(
 
 
 def _checked_affine(x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """The five parameters as vectors in the accumulation type. The usual case costs a comparison each."""
-    wide, device, shape = _layout.accumulation_dtype(x), x.device, x.shape[1:2]
-    if all(p.shape == shape and p.dtype is wide and p.device == device for p in parameters):
+    """The five parameters as vectors in the accumulation type."""
+    wide = _layout.accumulation_dtype(x)
+    if _check.are_vectors(parameters, x, wide):
         return list(parameters)
-    name, (channels,), alpha = "blended_batch_norm", shape, parameters[-1]
+    name, channels, alpha = "blended_batch_norm", x.shape[1], parameters[-1]
     for label, vector in zip(("weight", "bias", "new_weight", "new_bias"), parameters, strict=False):
         _check.vector(name, label, vector, channels, x)
     _check.floating(name, "alpha", alpha)

@@ -33,11 +33,13 @@ def channel_affine(x: Tensor, scale: Tensor, shift: Tensor, *, activation: str |
     _check.floating(name, "x", x)
     if x.dim() < 2:
         _check.fail(name, "x", "shape [N, C, *]", tuple(x.shape))
-    _check.vector(name, "scale", scale, x.shape[1], x)
-    _check.vector(name, "shift", shift, x.shape[1], x)
     _check.one_of(name, "activation", activation, ACTIVATIONS)
     wide = _layout.accumulation_dtype(x)
-    return apply(x, scale.to(wide), shift.to(wide), activation == "relu")
+    if not _check.are_vectors((scale, shift), x, wide):
+        _check.vector(name, "scale", scale, x.shape[1], x)
+        _check.vector(name, "shift", shift, x.shape[1], x)
+        scale, shift = scale.to(wide), shift.to(wide)
+    return apply(x, scale, shift, activation == "relu")
 
 
 def apply(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
