@@ -1,4 +1,4 @@
-"""The ops in the style of ``torch.nn.functional``: ``import avfast.functional as AF``. The same objects as at ``avfast``.
+"""The ops in the style of ``torch.nn.functional``: the same objects as at ``avfast``.
 
 >>> import avfast
 >>> channel_stats is avfast.channel_stats

@@ -7,37 +7,9 @@ import torch
 from torch import nn
 
 import avfast
+from avfast.benches.bench_train_step import resnet18
 from avfast.nn import AdaptiveBatchNorm2d
 from avfast.nn.bn_layers import batchnorm_layers
-
-
-class Block(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.short = None
-        if stride > 1 or c_in != c_out:
-            self.short = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        return (y + (x if self.short is None else self.short(x))).relu()
-
-
-def resnet18() -> nn.Sequential:
-    """ResNet-18 in its published widths."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    widths = [64, 64, 128, 128, 256, 256, 512, 512]
-    for i, width in enumerate(widths):
-        before = widths[i - 1] if i else 64
-        layers.append(Block(before, width, 2 if width != before else 1))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 @pytest.mark.parametrize("alpha_shape, extra", (("channel", 14_400), ("scalar", 9_620)))
