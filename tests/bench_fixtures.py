@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+
 from avfast.benches import harness, machine, run
 from avfast.benches.candidate import LEAN, OURS, PEER, PUBLISHED, Candidate, Case
 

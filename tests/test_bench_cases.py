@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bench_fixtures import by_name, quick_protocol
+
 from avfast.benches import (
     bench_batch_norm_scan,
     bench_blended_batch_norm,
@@ -17,7 +19,6 @@ from avfast.benches import (
     shapes,
 )
 from avfast.benches.candidate import COMPILED
-from bench_fixtures import by_name, quick_protocol
 
 # ------------------------------------------------------------------------------------- the cases themselves
 

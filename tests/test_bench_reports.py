@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
-from avfast.benches import compare, gate, machine, report, run
 from bench_fixtures import by_name, tiny_results
+
+from avfast.benches import compare, gate, machine, report, run
 
 
 @pytest.fixture

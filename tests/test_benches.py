@@ -7,6 +7,8 @@ import time
 
 import pytest
 import torch
+from bench_fixtures import SIZE, by_name, candidate, case, quick_protocol
+
 from avfast.benches import (
     accuracy,
     compiled,
@@ -18,7 +20,6 @@ from avfast.benches import (
     training,
 )
 from avfast.benches.candidate import BACKEND, COMPILED, LEAN, OURS, PEER, PUBLISHED, Candidate, Case
-from bench_fixtures import SIZE, by_name, candidate, case, quick_protocol
 
 # ------------------------------------------------------------------------------------- checked before timed
 
