@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) went away; nothing is wrong with the run.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # not about a file: the traceback is the message
+        where = "" if error.filename is None else f": '{error.filename}'"
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -138,14 +145,20 @@ def _env(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    import torch
+
     from avfast.testing import check_command
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("avfast check: --device cuda: this torch sees no CUDA device")
     return check_command(arguments.backend, arguments.device)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from avfast.benches.quick import bench_command
+    from avfast.data.outputs import prepare_file
 
+    prepare_file(arguments.json_path, "--json")
     try:
         return bench_command(arguments.names, json_path=arguments.json_path, quick=arguments.quick)
     except ValueError as error:
@@ -191,6 +204,10 @@ def _demo_data(arguments: argparse.Namespace) -> int:
 def _media_scan(arguments: argparse.Namespace) -> int:
     from avfast.data.commands import media_scan_command
 
+    if arguments.workers < 0:
+        raise ConfigError(f"avfast media-scan: --workers: expected 0 or more, got {arguments.workers}")
+    if not 0 <= arguments.min_duration < float("inf"):
+        raise ConfigError(f"avfast media-scan: --min-duration: expected seconds, got {arguments.min_duration}")
     return media_scan_command(
         arguments.dir,
         json_path=arguments.json_path,
@@ -200,8 +217,13 @@ def _media_scan(arguments: argparse.Namespace) -> int:
 
 
 def _bn_scan(arguments: argparse.Namespace) -> int:
+    from avfast.data.outputs import prepare_file
     from avfast.nn.bn_scan_command import bn_scan_command
 
+    if not 0 <= arguments.threshold < float("inf"):
+        raise ConfigError(f"avfast bn-scan: --threshold: expected a number from 0 on, got {arguments.threshold}")
+    prepare_file(arguments.json_path, "--json")
+    prepare_file(arguments.plot, "--plot")
     return bn_scan_command(
         arguments.target, threshold=arguments.threshold, plot=arguments.plot, json_path=arguments.json_path
     )

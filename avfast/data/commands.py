@@ -49,9 +49,11 @@ def media_scan_command(
     Raises:
         AvfastError: the folder does not exist or holds no media files.
     """
+    from avfast.data.outputs import prepare_file
     from avfast.data.scan import scan_media
     from avfast.errors import MissingDependency
 
+    prepare_file(json_path, "--json")
     with progress_bar("scanning") as progress:
         report = scan_media(dir, workers=workers, min_duration=min_duration, progress=progress)
     if not report.counts:
@@ -65,7 +67,6 @@ def media_scan_command(
         except MissingDependency:
             print(report)
     if json_path is not None:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
         Path(json_path).write_text(json.dumps(report.to_dict(), indent=1))
         print(f"written: {json_path}")
     return 1 if report.unusable else 0

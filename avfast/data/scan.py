@@ -140,7 +140,9 @@ def scan_media(
     else:
         root = Path(source)
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder")
+            raise DataError(
+                f"{root}: is a file, expected a folder" if Path(root).is_file() else f"{root}: no such folder"
+            )
         paths = media_files(root)
         if not paths:
             raise DataError(f"{root}: holds no media files; looked for {' '.join(EXTENSIONS)} in it and below")

@@ -265,3 +265,5 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, least in smallest.items():
         if flat[key] < least:
             raise ConfigError(f"{key}: expected at least {least}, got {flat[key]}")
+    if not 0 <= config.optim.momentum < 1:
+        raise ConfigError(f"optim.momentum: expected at least 0 and below 1, got {config.optim.momentum}")

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import torch
 
+from avfast.data.outputs import require_folder
 from avfast.engine.build import build_method
 from avfast.engine.checkpoint import write_atomic
 from avfast.engine.config import parse_config
 from avfast.engine.plan import probe_step
-from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.pretrain import Interrupted, Request, pretrain
 from avfast.engine.report import RunSummary, Section
 from avfast.engine.tables import align_tables
-from avfast.errors import DataError, MissingDependency
+from avfast.errors import ConfigError, DataError, MissingDependency
 from avfast.methods import Method
 
 RECIPE = "av-align"
 KERNEL_TABLE_SECONDS = 10.0
+SCAN_FILE = "media-scan.json"
 OP_SPEED = (
     "Op speed, not training speed: single calls in this run on this machine; a training does much else besides, and "
     "its clips/s are under Training. Peak memory: eager to avfast. Error: distance of avfast's answer from a float64 "
@@ -41,10 +43,13 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
         0; the report is ``out/report.md``.
     """
     began = time.monotonic()
+    require_folder(out, "--out")
+    if (out / "checkpoints" / "last.pt").is_file() and not (out / SCAN_FILE).is_file():
+        raise ConfigError(f"'{out}' already holds a run that is no demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     clips = _make_clips(out / "demo-clips", seed)
     _say("2. media scan")
-    scan = _scan(clips, out / "media-scan.json")
+    scan = _scan(clips, out / SCAN_FILE)
     _say(f"3. training ({RECIPE})")
     request = Request(
         recipe=RECIPE, data=str(clips), out=out, budget=budget, device=device, force=True,
@@ -68,6 +73,9 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
 
     try:
         summary = pretrain(request, extra=sections)
+    except Interrupted as error:
+        command = f"avfast pretrain --recipe {RECIPE} --data '{clips}' --out '{out}' run.seed={seed} --resume auto"
+        raise Interrupted(f"{error}: {command}", error.code) from None
     finally:
         torch.set_num_threads(threads)
     if summary is not None:

@@ -15,7 +15,7 @@ from avfast.engine.config import TrainConfig
 from avfast.engine.inputs import InputPipeline
 from avfast.engine.progress import clock
 from avfast.engine.sources import DataBundle
-from avfast.errors import AvfastError
+from avfast.errors import AvfastError, ConfigError
 from avfast.methods import Method
 
 PROBE_CLIPS = 8
@@ -95,7 +95,11 @@ def make_plan(
     parameters = sum(p.numel() for p in method.parameters())
     moments = 2 if config.optim.name.startswith("adam") else 1
     state_bytes = 4 * (parameters + trainable * (1 + moments))
-    step_seconds, activation_bytes = probe_step(config, method, device)
+    try:
+        step_seconds, activation_bytes = probe_step(config, method, device)
+    except (RuntimeError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"the model does not run with these settings: {cause}") from error
     clips = {name: len(part) for name, part in bundle.splits.items() if part is not None}
     notes = list(method.notes())
     if "val" not in clips:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avfast.data import EpochSampler
+from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
 from avfast.engine.build import build_accelerator, build_method
@@ -78,6 +79,7 @@ def pretrain(
     config = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file)
     if config.run.tensorboard:
         require_tensorboard()
+    require_folder(request.out, "--out")
     resume = _resume_path(request)
     accelerator = build_accelerator(request.device, config.run.precision)
     tell = say if accelerator.is_main_process else (lambda line: None)
@@ -168,7 +170,13 @@ class Job:
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return None
-        summary, chosen = conclude(self, trained, control, plan_lines)
+        try:
+            summary, chosen = conclude(self, trained, control, plan_lines)
+        except KeyboardInterrupt:
+            last = trained.checkpoints["last"]
+            raise Interrupted(
+                f"SIGINT in the evaluation: the training is saved in '{last}'; evaluate with --resume auto", 130
+            ) from None
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
         summary.files = [p for p in summary.files if "clips" not in p.relative_to(out).parts[:2]]

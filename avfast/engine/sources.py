@@ -117,15 +117,18 @@ def readable(loader: DataLoader, errors: dict[str, int] | None = None) -> Iterat
     Raises:
         DataError: no clip at all could be read.
     """
-    count = 0
+    count, example = 0, ""
     for batch in loader:
+        if batch["errors"] and not example:
+            first = batch["errors"][0]
+            example = f"; for instance, {first['path']} {first['detail']}"
         if errors is not None:
             count_errors(errors, batch["errors"])
         if len(batch["index"]):
             count += 1
             yield batch
     if not count:
-        raise DataError("no clip of a split could be read; avfast media-scan names the files and the causes")
+        raise DataError(f"no clip of a split could be read{example}. avfast media-scan names the files and the causes")
 
 
 def _adapted(loader: DataLoader) -> DataLoader:

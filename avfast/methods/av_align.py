@@ -91,8 +91,11 @@ class AvAlign(Method):
         super().__init__(config)
         if config.temperature <= 0:
             raise ConfigError(f"method.temperature: expected a positive number, got {config.temperature}")
-        if config.frames < 1:
-            raise ConfigError(f"method.frames: expected at least 1, got {config.frames}")
+        for name, least in (("frames", 1), ("size", 8), ("dim", 1), ("sample_rate", 1000)):
+            if getattr(config, name) < least:
+                raise ConfigError(f"method.{name}: expected at least {least}, got {getattr(config, name)}")
+        if config.duration <= 0:
+            raise ConfigError(f"method.duration: expected a positive number, got {config.duration}")
         self.visual = visual or build_encoder(config.visual, in_channels=3)
         self.audio = audio or build_encoder(config.audio, in_channels=1)
         dim = config.dim if config.train_visual else self.visual.channels

@@ -25,7 +25,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing or damaged file, or one that holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"avfast.bn-scan: checkpoint: expected a file, got {str(path)!r}, which does not exist")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"avfast.bn-scan: checkpoint: expected a file, got {str(path)!r}, which {what}")
     if path.suffix == ".safetensors":
         try:
             from safetensors import SafetensorError
@@ -39,7 +40,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises pickle, zip, runtime and end-of-file errors alike
-        cause = str(error).strip().split("\n")[0]
+        cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
         raise CheckpointError(
             f"avfast.bn-scan: {path}: cannot be read with weights only ({cause}); "
             "save model.state_dict() instead of the model"
@@ -165,5 +166,8 @@ def bn_scan_command(
         Path(json_path).write_text(json.dumps({"target": target, "lacks": lacks, **report.to_dict()}, indent=1) + "\n")
         print(f"wrote {json_path}")
     if plot:
-        print(f"wrote {report.plot(plot)}")
+        try:
+            print(f"wrote {report.plot(plot)}")
+        except ValueError as error:  # matplotlib does not know the suffix
+            raise ConfigError(f"avfast.bn-scan: --plot: {error}") from error
     return 0

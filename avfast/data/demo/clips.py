@@ -25,6 +25,7 @@ from avfast.data.demo.modelled import RATE
 from avfast.data.demo.photos import Photo, choose_photos
 from avfast.data.demo.sounds import Sound, choose_sounds
 from avfast.data.media import read_all
+from avfast.data.outputs import require_folder
 from avfast.data.sources import MANIFEST, file_sha256
 from avfast.errors import DataError
 
@@ -63,7 +64,9 @@ def make_demo_clips(
     """
     if clips < 6:
         raise DataError(f"make_demo_clips: clips: expected at least 6, got {clips}")
-    root = Path(dir)
+    if seed < 0:
+        raise DataError(f"make_demo_clips: seed: expected 0 or more, got {seed}")
+    root = require_folder(dir, "make_demo_clips")
     recipe = {"version": VERSION, "clips": clips, "seed": seed, "faults": faults,
               "photos": photos and str(photos), "sounds": sounds and str(sounds)}  # fmt: skip
     if (kept := _previous(root, recipe)) is not None:
