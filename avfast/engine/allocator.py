@@ -1,7 +1,7 @@
 """Keep freed memory in the process while training on the CPU.
 
 glibc hands large freed blocks back to the kernel at once, and every step of a training asks for the same blocks again:
-the kernel then clears and maps them page by page. The demo training (av-align, batch 32, one thread, Intel Xeon,
+the kernel then clears and maps them page by page. The demo training (av-align, batch 32, one thread, AMD EPYC,
 glibc 2.36, torch 2.13, 2026-11-23, three runs of 60 steps each way in turns) needs 112 ms of compute per step and
 1.1 million page faults as it comes, 90 ms and 0.17 million with the blocks kept; the peak of memory is the same
 (0.81 GB). What it costs: memory that a run no longer needs goes back to the system only when the process ends.
