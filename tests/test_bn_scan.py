@@ -71,6 +71,25 @@ def test_normal_cdf_is_accurate_over_its_range(compiled):
     assert live.min() >= 0 and live.max() <= 1
 
 
+@pytest.mark.parametrize("flush", (False, True))
+def test_live_probability_of_tiny_parameters(flush, compiled):
+    """Ratios of denormals, and of denormals to everything else, are as exact as any."""
+    sizes = torch.tensor([0.0, 1e-45, 3e-42, 1e-40, 1e-38, 2e-38, 1e-31, 7e-31, 1e-29, 1e-12, 1.0, 3e7, 3e9, 1e38])
+    gamma, beta = torch.meshgrid(sizes, torch.cat([-sizes, sizes]), indexing="ij")
+    layer = nn.BatchNorm2d(gamma.numel())
+    with torch.no_grad():
+        layer.weight.copy_(gamma.flatten())
+        layer.bias.copy_(beta.flatten())
+    wide = gamma.flatten().double(), beta.flatten().double()
+    exact = torch.where(wide[0] == 0, (wide[1] > 0).double(), torch.special.ndtr(wide[1] / wide[0]))
+    torch.set_flush_denormal(flush)
+    try:
+        scan = avfast.ScanPlan(layer).scan(1e-10)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (scan.live.double() - exact).abs().max() < 2e-7
+
+
 def test_flags_broken_statistics(way):
     if way in ("cuda", "triton"):
         pytest.skip(f"{way}: this network is on the CPU")

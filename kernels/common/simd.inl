@@ -185,6 +185,16 @@ inline V<A> select(M<A> mask, V<A> yes, V<A> no) {
   return mask ? yes : no;
 }
 
+inline bool any_lane(M<float> mask) {
+#if AVFAST_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif AVFAST_VECTOR_BYTES == 32
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
+
 // min and max of floats; GCC does not find the instruction in a vector conditional.
 inline V<float> smaller(V<float> a, V<float> b) {
 #if AVFAST_VECTOR_BYTES == 64
