@@ -28,6 +28,7 @@ inline V<float> normal_cdf(V<float> z) {
 }
 
 constexpr int32_t smallest_normal = 0x00800000;
+constexpr int32_t tiny_gamma = (127 - 100) << 23;  // 2^-100
 
 // A float of magnitude below 2^28 times 2^100, exactly; larger ones as 2^128 / 2^28. Without arithmetic on denormals, which
 // costs a hundred cycles an instruction where a dead channel is one.
@@ -38,21 +39,28 @@ inline V<float> scaled_up(M<float> magnitude) {
   return magnitude < smallest_normal ? denormal : (V<float>)(capped + exponent);
 }
 
+// beta and |gamma| where some gamma is below 2^-100: both scaled, so that their ratio stays. Rare, and kept out of line.
+struct Ratio {
+  V<float> beta, gamma;
+};
+[[gnu::noinline, gnu::cold]] inline Ratio scaled_ratio(V<float> beta, M<float> gamma_bits) {
+  const M<float> small = gamma_bits < tiny_gamma;
+  const M<float> sign = (M<float>)beta & int32_t(0x80000000);
+  const V<float> b = (V<float>)((M<float>)scaled_up(magnitude_bits<float>(beta)) | sign);
+  return {small ? b : beta, small ? scaled_up(gamma_bits) : (V<float>)gamma_bits};
+}
+
 // beta / |gamma|; what it gives where gamma is 0 is not used.
 inline V<float> standardised(V<float> beta, M<float> beta_bits, M<float> gamma_bits) {
-  constexpr int32_t tiny = (127 - 100) << 23;  // 2^-100
-  const M<float> small = gamma_bits < tiny;
-  if (any_lane(small & (gamma_bits != 0))) [[unlikely]] {
-    const M<float> sign = (M<float>)beta & int32_t(0x80000000);
-    const V<float> b = (V<float>)((M<float>)scaled_up(beta_bits) | sign);
-    const V<float> g = scaled_up(gamma_bits);
-    beta = small ? b : beta;
-    gamma_bits = small ? (M<float>)g : gamma_bits;
+  // Beside a gamma of at least 2^-100 a denormal beta is nothing; dividing 0 by 0 is spared too.
+  // (The subtraction takes 0 out of the range; one unsigned comparison is left.)
+  typedef uint32_t words __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
+  if (!any_lane((M<float>)((words)(gamma_bits - 1) < uint32_t(tiny_gamma - 1)))) [[likely]] {
+    const V<float> b = beta_bits < smallest_normal ? V<float>{} : beta;
+    return b / (V<float>)gamma_bits;
   }
-  // Beside a gamma of at least 2^-100 a denormal beta is nothing; a gamma of 0 is replaced to spare the division.
-  beta = magnitude_bits<float>(beta) < smallest_normal ? V<float>{} : beta;
-  gamma_bits = gamma_bits < smallest_normal ? (M<float>)splat(1.0f) : gamma_bits;
-  return beta / (V<float>)gamma_bits;
+  const Ratio r = scaled_ratio(beta, gamma_bits);
+  return r.beta / r.gamma;
 }
 
 struct ScanCounts {
@@ -85,8 +93,29 @@ inline M<float> larger_bits(M<float> a, M<float> b) { return a > b ? a : b; }
   *live = select<float>(larger > infinity, splat(std::numeric_limits<float>::quiet_NaN()), phi);
 }
 
+// Layers are too short for the processor's prefetcher, which needs a few lines to see a stream: while one layer is scanned,
+// the lines of the next are asked for.
+struct Prefetcher {
+  const char* vectors[4];
+  int64_t bytes = 0;
+
+  explicit Prefetcher(const BnLayer* next) {
+    if (!next) return;
+    const void* of_next[4] = {next->weight, next->bias, next->running_mean, next->running_var};
+    for (int k = 0; k < 4; ++k) vectors[k] = static_cast<const char*>(of_next[k]);
+    bytes = next->channels * std::min(size_of(next->affine_dtype), size_of(next->stats_dtype));
+  }
+  // Line number i of each vector.
+  void line(int64_t i) const {
+    if (i * 64 >= bytes) return;
+    for (const char* vector : vectors)
+      if (vector) __builtin_prefetch(vector + i * 64);
+  }
+};
+
 template <typename TA, typename TS>
-inline void scan_layer(const BnLayer& layer, int32_t limit, const BnScanArgs& args, int32_t* counts) {
+inline void scan_layer(
+    const BnLayer& layer, const Prefetcher& next, int32_t limit, const BnScanArgs& args, int32_t* counts) {
   constexpr int64_t lanes = lanes_of<float>;
   const auto* weight = static_cast<const TA*>(layer.weight);
   const auto* bias = static_cast<const TA*>(layer.bias);
@@ -114,6 +143,7 @@ inline void scan_layer(const BnLayer& layer, int32_t limit, const BnScanArgs& ar
   typedef uint8_t bytes __attribute__((vector_size(AVFAST_VECTOR_BYTES / 4)));
   int64_t i = 0;
   for (; i + lanes <= layer.channels; i += lanes) {
+    next.line(i / lanes);
     scan_vector(
         get(weight, i, lanes, 1.0f), get(bias, i, lanes, 0.0f), get(mean, i, lanes, 0.0f), get(var, i, lanes, 1.0f), limit,
         &f, &s, &p, &total);
@@ -134,6 +164,7 @@ inline void scan_layer(const BnLayer& layer, int32_t limit, const BnScanArgs& ar
     store_part(score + i, s, n);
     store_part(live + i, p, n);
   }
+  for (int64_t line = i / lanes; line * 64 < next.bytes; ++line) next.line(line);
   counts[0] = int32_t(count_lanes<float>(total.abnormal));
   counts[1] = int32_t(count_lanes<float>(total.non_finite));
   counts[2] = int32_t(count_lanes<float>(total.collapsed));
@@ -144,12 +175,13 @@ inline void bn_scan_cpu(const BnScanArgs& args, const Parallel& parallel) {
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t l = begin; l < end; ++l) {
       const BnLayer& layer = args.layers[l];
+      const Prefetcher next(l + 1 < end ? &args.layers[l + 1] : nullptr);
       int32_t* counts = args.counts + l * bn_counts;
       if (layer.affine_dtype == DType::f32 && layer.stats_dtype == DType::f32) {
-        scan_layer<float, float>(layer, limit, args, counts);
+        scan_layer<float, float>(layer, next, limit, args, counts);
       } else {
         with_type(layer.affine_dtype, [&](auto a) {
-          with_type(layer.stats_dtype, [&](auto s) { scan_layer<decltype(a), decltype(s)>(layer, limit, args, counts); });
+          with_type(layer.stats_dtype, [&](auto s) { scan_layer<decltype(a), decltype(s)>(layer, next, limit, args, counts); });
         });
       }
     }
