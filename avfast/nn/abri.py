@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import _check
+from ..reference.batch_norm import evaluation_affine
 from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d, _AdaptiveBatchNorm
 from .bn_layers import batchnorm_layers
 
@@ -132,21 +133,20 @@ def fold_abri(model: nn.Module) -> nn.Module:
 
 
 def _folded(layer: _AdaptiveBatchNorm) -> _BatchNorm:
-    weight, bias, new_weight, new_bias, alpha, mean, var, new_mean, new_var = (
+    wide = [
         t.double()
         for t in (
             layer.weight, layer.bias, layer.new_weight, layer.new_bias, layer.alpha,
             layer.running_mean, layer.running_var, layer.new_running_mean, layer.new_running_var,
         )
-    )  # fmt: skip
-    scale, new_scale = weight * (var + layer.eps).rsqrt(), new_weight * (new_var + layer.eps).rsqrt()
-    mixed = alpha * scale + (1 - alpha) * new_scale
-    shift = alpha * (bias - mean * scale) + (1 - alpha) * (new_bias - new_mean * new_scale)
+    ]  # fmt: skip
+    mean, var = wide[5:7]
+    scale, shift = evaluation_affine(*wide, layer.eps)
     plain = _PLAIN[type(layer)](
         layer.num_features, layer.eps, layer.momentum, device=layer.weight.device, dtype=layer.weight.dtype
     )
-    plain.weight.copy_(mixed * (var + layer.eps).sqrt())
-    plain.bias.copy_(shift + mixed * mean)
+    plain.weight.copy_(scale * (var + layer.eps).sqrt())
+    plain.bias.copy_(shift + scale * mean)
     plain.running_mean.copy_(layer.running_mean)
     plain.running_var.copy_(layer.running_var)
     plain.num_batches_tracked.copy_(layer.num_batches_tracked)

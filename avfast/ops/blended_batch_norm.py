@@ -80,7 +80,7 @@ def blended_batch_norm(
     relu = activation == "relu"
     channels = x.shape[1]
     if not training:
-        scale, shift = _evaluation_affine(affine, [r.to(affine[0].dtype) for r in running], eps)
+        scale, shift = reference.evaluation_affine(*affine, *(r.to(affine[0].dtype) for r in running), eps)
         return channel_affine.apply(x, scale, shift, relu)
 
     count = x.numel() // max(channels, 1)
@@ -119,15 +119,6 @@ def _check_running(x: Tensor, running: tuple[Tensor | None, ...], training: bool
             _check.vector("blended_batch_norm", label, vector, x.shape[1], x)
         elif not training:
             _check.fail("blended_batch_norm", label, "a tensor when training=False", None)
-
-
-def _evaluation_affine(affine: list[Tensor], running: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """Scale and shift of both layers together, from their own statistics; differentiable in the five parameters."""
-    weight, bias, new_weight, new_bias, alpha = affine
-    mean, var, new_mean, new_var = running
-    scale, new_scale = weight * (var + eps).rsqrt(), new_weight * (new_var + eps).rsqrt()
-    shift, new_shift = bias - mean * scale, new_bias - new_mean * new_scale
-    return reference.blended_affine(scale, shift, new_scale, new_shift, alpha)
 
 
 @torch.no_grad()

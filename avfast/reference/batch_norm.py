@@ -100,6 +100,24 @@ def blended_affine(
     return alpha * weight + (1 - alpha) * new_weight, alpha * bias + (1 - alpha) * new_bias
 
 
+def evaluation_affine(
+    weight: Tensor,
+    bias: Tensor,
+    new_weight: Tensor,
+    new_bias: Tensor,
+    alpha: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    new_mean: Tensor,
+    new_var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of both layers together, each from its own statistics; differentiable in the five parameters."""
+    scale, new_scale = weight * (var + eps).rsqrt(), new_weight * (new_var + eps).rsqrt()
+    shift, new_shift = bias - mean * scale, new_bias - new_mean * new_scale
+    return blended_affine(scale, shift, new_scale, new_shift, alpha)
+
+
 def blended_bn_forward(
     x: Tensor,
     weight: Tensor,
