@@ -1,5 +1,7 @@
 // Every CPU body and the table that names them; included inside one instruction set's namespace.
 #include "../common/simd.inl"
+#include "../common/vector_math.inl"
+#include "../common/gemm_tile.inl"
 #include "../batch_norm/bn_scan_cpu.inl"
 #include "../batch_norm/channel_reduce_cpu.inl"
 #include "../batch_norm/channel_stats_cpu.inl"

@@ -1,0 +1,61 @@
+// exp and log1p on vectors. Included after simd.inl, once per instruction set.
+
+// Rounds to the nearest integer by adding and subtracting 1.5 * 2^(mantissa bits); `bits` keeps the integer in its low end.
+template <typename A>
+constexpr A rounding_constant = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
+
+// 2^t, relative error 1e-7 (float) or 3e-16 (double). 0 below the smallest normal result; t at most 127 (1023); NaN stays NaN.
+// The polynomials are minimax in relative error on [-1/2, 1/2]: 2e-9 and 3e-18.
+template <typename A>
+inline V<A> exp2_v(V<A> t) {
+  using B = typename Vec<A>::bits;
+  constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
+  constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022);
+  const V<A> shifted = t + splat<A>(rounding_constant<A>);
+  const V<A> f = t - (shifted - splat<A>(rounding_constant<A>));
+  V<A> p;
+  if constexpr (sizeof(A) == 4) {
+    p = splat<A>(0.00015345812158740182f);
+    p = p * f + splat<A>(0.0013399931209474140f);
+    p = p * f + splat<A>(0.0096184889565227916f);
+    p = p * f + splat<A>(0.055503287769976638f);
+    p = p * f + splat<A>(0.24022646890639572f);
+    p = p * f + splat<A>(0.69314720573725268f);
+    p = p * f + splat<A>(1.0000000005541663f);
+  } else {
+    p = splat<A>(4.4352809446103611e-10);
+    p = p * f + splat<A>(7.0741056262456594e-9);
+    p = p * f + splat<A>(1.0178198033328528e-7);
+    p = p * f + splat<A>(1.3215433089594630e-6);
+    p = p * f + splat<A>(0.000015252733489960805);
+    p = p * f + splat<A>(0.00015403530462514613);
+    p = p * f + splat<A>(0.0013333558146789950);
+    p = p * f + splat<A>(0.0096181291075883351);
+    p = p * f + splat<A>(0.055504108664819920);
+    p = p * f + splat<A>(0.24022650695910156);
+    p = p * f + splat<A>(0.69314718055994533);
+    p = p * f + splat<A>(0.99999999999999999714);
+  }
+  const M<A> power = ((M<A>)shifted) << B(mantissa);  // the high bits of the constant leave at the top
+  const V<A> scaled = (V<A>)((M<A>)p + power);
+  return select<A>(t < splat<A>(lowest), V<A>{}, scaled);
+}
+
+// e^x for x <= 88 (709), as exp2_v. The product is split so that a large |x| loses nothing to the rounding of log2(e).
+template <typename A>
+inline V<A> exp_v(V<A> x) {
+  constexpr A log2e = A(1.4426950408889634074);
+  constexpr A rest = sizeof(A) == 4 ? A(1.4426950408889634074 - double(float(1.4426950408889634074))) : A(2.0355273740931033e-17);
+  return exp2_v<A>(x * splat<A>(log2e) + x * splat<A>(rest));
+}
+
+// log(1 + u) for u in [0, 1]: 2 atanh(u / (2 + u)), whose argument is at most 1/3.
+template <typename A>
+inline V<A> log1p_v(V<A> u) {
+  constexpr int terms = sizeof(A) == 4 ? 8 : 17;
+  const V<A> z = u / (u + splat<A>(A(2))), squared = z * z;
+  V<A> sum = splat<A>(A(1) / A(2 * terms - 1));
+#pragma GCC unroll 17
+  for (int k = terms - 2; k >= 0; --k) sum = sum * squared + splat<A>(A(1) / A(2 * k + 1));
+  return splat<A>(A(2)) * z * sum;
+}
