@@ -31,8 +31,8 @@ TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10: the oldest torc
 CXX_FLAGS = (
     "-std=c++20 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wno-psabi"
 )
-# GCC 12's own AVX-512 headers trip these two.
-CXX_FLAGS += " -Wno-maybe-uninitialized -Wno-ignored-attributes"
+# GCC 12's own AVX-512 headers trip these three.
+CXX_FLAGS += " -Wno-uninitialized -Wno-maybe-uninitialized -Wno-ignored-attributes"
 SOURCES = {".cpp", ".h", ".inl", ".cu", ".cuh"}
 HOW_TO = "install torch first, then: pip install --no-build-isolation -e ."
 

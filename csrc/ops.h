@@ -1,6 +1,7 @@
 // The ops as the dispatcher calls them, for both devices; schemas in avfast/ops/.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "tensor_utils.h"
@@ -30,6 +31,12 @@ Tensors6 blended_bn_bwd(
 Tensor channel_affine_fwd(Tensor x, Tensor scale, Tensor shift, bool relu);
 Tensors3 channel_affine_bwd(Tensor grad, Tensor x, Tensor scale, Tensor shift, bool relu);
 
+// Without a CUDA C++ kernel: Triton serves these on a GPU.
+Tensors4 queue_nce_fwd(
+    Tensor q, Tensor k, Tensor queue, std::optional<Tensor> match, double temperature, bool normalize, bool need_grad);
+Tensor queue_nce_bwd_queue(
+    Tensor grad, Tensor q, Tensor queue, Tensor lse, std::optional<Tensor> match, double temperature, bool normalize);
+
 }  // namespace avfast
 
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
@@ -43,3 +50,7 @@ Tensors3 channel_affine_bwd(Tensor grad, Tensor x, Tensor scale, Tensor shift, b
   m.impl("blended_bn_bwd", TORCH_BOX(&avfast::blended_bn_bwd));         \
   m.impl("channel_affine_fwd", TORCH_BOX(&avfast::channel_affine_fwd)); \
   m.impl("channel_affine_bwd", TORCH_BOX(&avfast::channel_affine_bwd))
+
+#define AVFAST_REGISTER_CPU_OPS(m)                          \
+  m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd)); \
+  m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue))

@@ -3,6 +3,7 @@
 
 STABLE_TORCH_LIBRARY_IMPL(avfast, CPU, m) {
   AVFAST_REGISTER_OPS(m);
+  AVFAST_REGISTER_CPU_OPS(m);
 }
 
 // Here rather than in introspect.cpp, which sees no torch header.

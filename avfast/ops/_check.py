@@ -54,3 +54,11 @@ def are_vectors(parameters: tuple[Tensor, ...], x: Tensor, dtype: torch.dtype) -
         if p.shape != shape or p.dtype is not dtype or p.device != device:
             return False
     return True
+
+
+def like(op: str, argument: str, x: object, other: Tensor, name: str) -> None:
+    """A floating tensor of the shape, dtype and device of ``other``, which the message calls ``name``."""
+    floating(op, argument, x)
+    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+        expected = f"{tuple(other.shape)} {other.dtype} on {other.device}, like {name}"
+        fail(op, argument, expected, f"{tuple(x.shape)} {x.dtype} on {x.device}")

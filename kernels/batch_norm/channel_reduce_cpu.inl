@@ -8,17 +8,6 @@
 constexpr int64_t run_elements = 64 * AVFAST_VECTOR_BYTES;  // each of the 4 x lanes partial sums is at most 64 long
 constexpr int64_t lane_block_positions = 256;
 
-// Heap scratch of one call. (std::vector would instantiate library code under this instruction set.)
-template <typename T>
-struct Scratch {
-  T* data;
-  explicit Scratch(int64_t n) : data(static_cast<T*>(std::calloc(size_t(std::max<int64_t>(n, 1)), sizeof(T)))) {}
-  ~Scratch() { std::free(data); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T& operator[](int64_t i) { return data[i]; }
-};
-
 // Mean and sum of squared deviations of n values, mergeable by Chan's formula.
 struct Moments {
   double n = 0, mean = 0, m2 = 0;

@@ -4,13 +4,19 @@
 template <typename A>
 constexpr A rounding_constant = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
 
-// 2^t, relative error 1e-7 (float) or 3e-16 (double). 0 below the smallest normal result; t at most 127 (1023); NaN stays NaN.
+// 2^t, relative error 1e-7 (float) or 3e-16 (double). 0 below the smallest normal result, infinite from 2^128 (2^1024) on,
+// NaN stays NaN.
 // The polynomials are minimax in relative error on [-1/2, 1/2]: 2e-9 and 3e-18.
 template <typename A>
 inline V<A> exp2_v(V<A> t) {
   using B = typename Vec<A>::bits;
   constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
-  constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022);
+  constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022), highest = sizeof(A) == 4 ? A(128) : A(1024);
+  if constexpr (sizeof(A) == 4) {
+    t = smaller(splat<A>(highest), t);  // of a NaN and a number the instruction gives its second operand
+  } else {
+    t = select<A>(t > splat<A>(highest), splat<A>(highest), t);
+  }
   const V<A> shifted = t + splat<A>(rounding_constant<A>);
   const V<A> f = t - (shifted - splat<A>(rounding_constant<A>));
   V<A> p;
@@ -41,7 +47,7 @@ inline V<A> exp2_v(V<A> t) {
   return select<A>(t < splat<A>(lowest), V<A>{}, scaled);
 }
 
-// e^x for x <= 88 (709), as exp2_v. The product is split so that a large |x| loses nothing to the rounding of log2(e).
+// e^x, as exp2_v. The product is split so that a large |x| loses nothing to the rounding of log2(e).
 template <typename A>
 inline V<A> exp_v(V<A> x) {
   constexpr A log2e = A(1.4426950408889634074);

@@ -2,11 +2,17 @@
 #include "../common/simd.inl"
 #include "../common/vector_math.inl"
 #include "../common/gemm_tile.inl"
+#include "../common/scratch.inl"
 #include "../batch_norm/bn_scan_cpu.inl"
 #include "../batch_norm/channel_reduce_cpu.inl"
 #include "../batch_norm/channel_stats_cpu.inl"
 #include "../batch_norm/channel_affine_cpu.inl"
 #include "../batch_norm/blended_bn_cpu.inl"
+#include "../contrastive/row_panels.inl"
+#include "../contrastive/key_blocks.inl"
+#include "../contrastive/score_tiles.inl"
+#include "../contrastive/queue_nce_cpu.inl"
+#include "../contrastive/queue_nce_bwd_queue_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -17,5 +23,7 @@ inline KernelTable make_table(const char* isa) {
       blended_bn_bwd_cpu,
       channel_affine_fwd_cpu,
       channel_affine_bwd_cpu,
+      queue_nce_fwd_cpu,
+      queue_nce_bwd_queue_cpu,
   };
 }

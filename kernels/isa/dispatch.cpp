@@ -24,8 +24,19 @@ bool has_avx512() {
 #endif
 }
 
+bool has_avx512_bf16() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const KernelTable& best() {
-  static const KernelTable& table = has_avx512() ? avx512_table() : has_avx2() ? avx2_table() : base_table();
+  static const KernelTable& table = has_avx512_bf16() ? avx512_bf16_table()
+                                    : has_avx512()    ? avx512_table()
+                                    : has_avx2()      ? avx2_table()
+                                                      : base_table();
   return table;
 }
 
@@ -42,6 +53,7 @@ bool machine_has_isa(const char* name) {
   if (!std::strcmp(name, "base")) return true;
   if (!std::strcmp(name, "avx2")) return has_avx2();
   if (!std::strcmp(name, "avx512")) return has_avx512();
+  if (!std::strcmp(name, "avx512_bf16")) return has_avx512_bf16();
   return false;
 }
 
@@ -51,9 +63,10 @@ bool force_isa(const char* name) {
     return true;
   }
   if (!machine_has_isa(name)) return false;
-  const KernelTable& table = !std::strcmp(name, "avx512") ? avx512_table()
-                             : !std::strcmp(name, "avx2") ? avx2_table()
-                                                          : base_table();
+  const KernelTable& table = !std::strcmp(name, "avx512_bf16") ? avx512_bf16_table()
+                             : !std::strcmp(name, "avx512")    ? avx512_table()
+                             : !std::strcmp(name, "avx2")      ? avx2_table()
+                                                               : base_table();
   forced.store(&table, std::memory_order_release);
   return true;
 }

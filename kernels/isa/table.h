@@ -2,22 +2,26 @@
 #pragma once
 
 #include "../batch_norm/batch_norm.h"
+#include "../contrastive/queue_nce.h"
 
 namespace avfast {
 
 struct KernelTable {
-  const char* isa;  // "base", "avx2", "avx512"
+  const char* isa;  // "base", "avx2", "avx512", "avx512_bf16"
   void (*bn_scan)(const BnScanArgs&, const Parallel&);
   void (*channel_stats)(const ChannelStatsArgs&, const Parallel&);
   void (*blended_bn_fwd)(const BlendedBnFwdArgs&, const Parallel&);
   void (*blended_bn_bwd)(const BlendedBnBwdArgs&, const Parallel&);
   void (*channel_affine_fwd)(const ChannelAffineFwdArgs&, const Parallel&);
   void (*channel_affine_bwd)(const ChannelAffineBwdArgs&, const Parallel&);
+  void (*queue_nce_fwd)(const QueueNceFwdArgs&, const Parallel&);
+  void (*queue_nce_bwd_queue)(const QueueNceBwdQueueArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
 const KernelTable& avx2_table();
 const KernelTable& avx512_table();
+const KernelTable& avx512_bf16_table();
 
 // The table in use: the best this machine has, unless force_isa chose another.
 const KernelTable& kernels();

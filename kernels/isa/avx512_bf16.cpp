@@ -1,0 +1,29 @@
+// CPU kernels for AVX-512 F, BW, DQ, VL and the bf16 dot product (Zen 4, Sapphire Rapids and later).
+// Standard headers come before the pragma: code compiled under it must not be the copy the linker keeps for everyone.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "table.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#define AVFAST_BF16_DOT 1
+#define AVFAST_VECTOR_BYTES 64
+namespace avfast::isa_avx512_bf16 {
+#include "bodies.inl"
+}
+const avfast::KernelTable& avfast::avx512_bf16_table() {
+  static const KernelTable table = isa_avx512_bf16::make_table("avx512_bf16");
+  return table;
+}
+#else
+const avfast::KernelTable& avfast::avx512_bf16_table() { return base_table(); }
+#endif
