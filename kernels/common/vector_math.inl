@@ -4,32 +4,19 @@
 template <typename A>
 constexpr A rounding_constant = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
 
-// 2^t, relative error 1e-7 (float) or 3e-16 (double). 0 below the smallest normal result, infinite from 2^128 (2^1024) on,
-// NaN stays NaN.
-// The polynomials are minimax in relative error on [-1/2, 1/2]: 2e-9 and 3e-18.
+// 2^f for |f| <= 1/2: minimax polynomials, relative error 2e-9 and 3e-18.
 template <typename A>
-inline V<A> exp2_v(V<A> t) {
-  using B = typename Vec<A>::bits;
-  constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
-  constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022), highest = sizeof(A) == 4 ? A(128) : A(1024);
+inline V<A> exp2_fraction(V<A> f) {
   if constexpr (sizeof(A) == 4) {
-    t = smaller(splat<A>(highest), t);  // of a NaN and a number the instruction gives its second operand
-  } else {
-    t = select<A>(t > splat<A>(highest), splat<A>(highest), t);
-  }
-  const V<A> shifted = t + splat<A>(rounding_constant<A>);
-  const V<A> f = t - (shifted - splat<A>(rounding_constant<A>));
-  V<A> p;
-  if constexpr (sizeof(A) == 4) {
-    p = splat<A>(0.00015345812158740182f);
+    V<A> p = splat<A>(0.00015345812158740182f);
     p = p * f + splat<A>(0.0013399931209474140f);
     p = p * f + splat<A>(0.0096184889565227916f);
     p = p * f + splat<A>(0.055503287769976638f);
     p = p * f + splat<A>(0.24022646890639572f);
     p = p * f + splat<A>(0.69314720573725268f);
-    p = p * f + splat<A>(1.0000000005541663f);
+    return p * f + splat<A>(1.0000000005541663f);
   } else {
-    p = splat<A>(4.4352809446103611e-10);
+    V<A> p = splat<A>(4.4352809446103611e-10);
     p = p * f + splat<A>(7.0741056262456594e-9);
     p = p * f + splat<A>(1.0178198033328528e-7);
     p = p * f + splat<A>(1.3215433089594630e-6);
@@ -40,11 +27,33 @@ inline V<A> exp2_v(V<A> t) {
     p = p * f + splat<A>(0.055504108664819920);
     p = p * f + splat<A>(0.24022650695910156);
     p = p * f + splat<A>(0.69314718055994533);
-    p = p * f + splat<A>(0.99999999999999999714);
+    return p * f + splat<A>(0.99999999999999999714);
   }
+}
+
+// 2^t to 1e-7 (float) or 3e-16 (double): 0 below the smallest number (without AVX-512: below the smallest normal one),
+// infinite from 2^128 (2^1024) on, NaN for NaN.
+template <typename A>
+inline V<A> exp2_v(V<A> t) {
+#if AVFAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) {
+    t = larger(splat<A>(-151.0f), t);  // of a number and a NaN the instruction gives its second operand
+    const __m512 n = _mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (V<A>)_mm512_scalef_ps((__m512)exp2_fraction<A>(t - (V<A>)n), n);
+  }
+#endif
+  using B = typename Vec<A>::bits;
+  constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
+  constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022), highest = sizeof(A) == 4 ? A(128) : A(1024);
+  if constexpr (sizeof(A) == 4) {
+    t = smaller(splat<A>(highest), t);
+  } else {
+    t = select<A>(t > splat<A>(highest), splat<A>(highest), t);
+  }
+  const V<A> shifted = t + splat<A>(rounding_constant<A>);
+  const V<A> p = exp2_fraction<A>(t - (shifted - splat<A>(rounding_constant<A>)));
   const M<A> power = ((M<A>)shifted) << B(mantissa);  // the high bits of the constant leave at the top
-  const V<A> scaled = (V<A>)((M<A>)p + power);
-  return select<A>(t < splat<A>(lowest), V<A>{}, scaled);
+  return select<A>(t < splat<A>(lowest), V<A>{}, (V<A>)((M<A>)p + power));
 }
 
 // e^x, as exp2_v. The product is split so that a large |x| loses nothing to the rounding of log2(e).

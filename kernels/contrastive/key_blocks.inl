@@ -1,7 +1,8 @@
 // Keys [K, D] a block at a time, as both inner products read them.
 
-// Rows of one block. A multiple of the tile's rows; its scores (32 KB) stay in the first-level cache.
-constexpr int64_t key_block = 126;
+// Rows of one block, a multiple of the tile's rows. Long, because every block adds once to the [D][columns] sums of a panel;
+// short enough for its keys and scores to stay in the second-level cache.
+constexpr int64_t key_block = 252;
 
 // along_d: unit u of row j at [j * row + u]. along_k: element d of the block's u-th unit of rows at [u * unit + d].
 // For single elements both are the same memory.

@@ -22,6 +22,7 @@ inline void add_weighted_keys(
   constexpr int64_t columns = NV * lanes_of<A>;
   for (int64_t d = 0; d < depth; d += gemm_rows<A>) {
     with_rows<gemm_rows<A>>(depth - d, [&](auto rows) {
+      for (int64_t at = 0; at < rows() * columns; at += 64 / sizeof(A)) __builtin_prefetch(out + d * columns + at, 1);
       V<A> tile[rows()][NV] = {};  // a block's sum joins the total once: less rounding than adding key by key
       gemm_tile<U, rows(), NV>(units<U>(count), keys.along_k + d, 1, keys.unit, weights, columns, tile);
       A* line = out + d * columns;
