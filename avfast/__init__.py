@@ -13,6 +13,7 @@ from .ops.bn_scan import Scan as _Scan  # noqa: F401  (registers the op)
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import ChannelStats, channel_stats
 from .ops.info_nce import info_nce
+from .ops.queue_info_nce import QueueLoss, queue_info_nce
 
 __version__ = "0.1.0"
 
@@ -21,9 +22,14 @@ _backends.initialise()
 from . import nn  # noqa: E402
 from .nn import (  # noqa: E402
     BatchNormReport,
+    FeatureQueue,
+    GroupShuffleBN,
     ScanPlan,
     convert_abri,
     fold_abri,
+    geometric_match,
+    momentum_update,
+    random_match,
     reset_batchnorm,
     scan_batchnorm,
     watch_channels,
@@ -32,6 +38,9 @@ from .nn import (  # noqa: E402
 __all__ = [
     "BatchNormReport",
     "ChannelStats",
+    "FeatureQueue",
+    "GroupShuffleBN",
+    "QueueLoss",
     "ScanPlan",
     "blended_batch_norm",
     "channel_affine",
@@ -39,8 +48,12 @@ __all__ = [
     "convert_abri",
     "explain",
     "fold_abri",
+    "geometric_match",
     "info_nce",
+    "momentum_update",
     "nn",
+    "queue_info_nce",
+    "random_match",
     "reset_batchnorm",
     "scan_batchnorm",
     "set_backend",

@@ -38,7 +38,7 @@ def _load() -> None:
 
 
 def isa() -> str | None:
-    """Instruction set of the CPU kernels now in use: ``base``, ``avx2`` or ``avx512``."""
+    """Instruction set of the CPU kernels now in use: ``base``, ``avx2``, ``avx512`` or ``avx512_bf16``."""
     return native.cpu_isa() if native else None
 
 

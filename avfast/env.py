@@ -74,7 +74,7 @@ def facts() -> dict[str, str]:
         "library": "loaded" if _library.loaded else f"not loaded: {_library.reason}",
     }
     if _library.native:
-        has = [name for name in ("base", "avx2", "avx512") if _library.native.has_isa(name)]
+        has = [name for name in ("base", "avx2", "avx512", "avx512_bf16") if _library.native.has_isa(name)]
         rows["instruction set"] = f"{_library.isa()} (this machine has {', '.join(has)})"
         rows["compiled by"] = f"{info['compiler']}, headers of torch {info['torch_headers']}, ABI {info['abi_target']}"
         rows["flags"] = str(info["flags"])

@@ -11,5 +11,6 @@ from .ops.blended_batch_norm import blended_batch_norm
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import channel_stats
 from .ops.info_nce import info_nce
+from .ops.queue_info_nce import queue_info_nce
 
-__all__ = ["blended_batch_norm", "channel_affine", "channel_stats", "info_nce"]
+__all__ = ["blended_batch_norm", "channel_affine", "channel_stats", "info_nce", "queue_info_nce"]

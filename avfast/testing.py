@@ -7,6 +7,7 @@ and 3 times backward, plus a few units in the last place. Tolerances are compute
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive
+from .reference import batch_norm, contrastive, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-ISAS = ("base", "avx2", "avx512")
+ISAS = ("base", "avx2", "avx512", "avx512_bf16")
 GUARD = 64  # elements on each side of a poisoned output; csrc/tensor_utils.h
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
@@ -64,6 +65,7 @@ class Case:
     exact: Callable[..., tuple[Tensor, ...]]
     eager: Callable[..., tuple[Tensor, ...]]
     factor: float
+    bf16_products: bool = False  # bfloat16 inputs may be multiplied as such: instruction sets agree to its rounding only
 
     def run(self, *args) -> tuple[Tensor, ...]:
         return as_tuple(getattr(torch.ops.avfast, self.name).default(*args))
@@ -114,6 +116,16 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
+def laid_out(args: tuple, layout: str) -> tuple:
+    """Arguments with every floating tensor of two or more dimensions in ``layout``."""
+
+    def one(a):
+        features = isinstance(a, Tensor) and a.dim() > 1 and a.is_floating_point()
+        return in_layout(a, layout) if features else a
+
+    return tuple(map(one, args))
+
+
 def _vectors(n: int, count: int, x: Tensor, generator: torch.Generator) -> list[Tensor]:
     wide = _layout.accumulation_dtype(x)
     return [torch.randn(n, generator=generator, dtype=torch.float64).to(wide) for _ in range(count)]
@@ -161,6 +173,35 @@ def _make_scan(shape, dtype, generator):
     return weight, bias, mean, [row(1.0).abs(), none, row(1.0).square()], 1e-10
 
 
+def _make_queue(shape, dtype, generator):
+    """Queries and keys [B, D, S], a queue of more than one block, matches of which some are missing."""
+    b, d, s = shape[0], shape[1], math.prod(shape[2:])
+    q, k = (torch.randn(b, d, s, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    negatives = torch.randn(300, d, generator=generator, dtype=torch.float64)
+    match = torch.randint(-1, s, (b, s), generator=generator) if s else torch.empty(b, 0, dtype=torch.int64)
+    # A row of one number has no direction to learn: its gradient would be compared with rounding noise.
+    return q, k, torch.nn.functional.normalize(negatives, dim=1).to(dtype), match, 0.2, d > 1, True
+
+
+def _make_queue_gradient(shape, dtype, generator):
+    q, k, negatives, match, temperature, normalize, _ = _make_queue(shape, dtype, generator)
+    _, _, lse = queue.queue_nce(q, k, negatives, match, temperature, normalize)
+    grad = torch.randn(lse.shape, generator=generator, dtype=torch.float64).to(lse.dtype)
+    return grad, q, negatives, lse, match, temperature, normalize
+
+
+def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
+    """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
+
+    def run(*args):
+        dtype = args[position].dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast("cpu", dtype=dtype if half else torch.bfloat16, enabled=half):
+            return as_tuple(function(*args))
+
+    return run
+
+
 def _eager_stats(x: Tensor, threshold: float):
     wide = x.to(_layout.accumulation_dtype(x))
     var, mean = torch.var_mean(wide, batch_norm.other_dims(x), correction=0)
@@ -201,6 +242,24 @@ CASES = (
         batch_norm.channel_affine_backward,
         batch_norm.channel_affine_backward,
         BACKWARD_FACTOR,
+    ),
+    Case(
+        "queue_nce_fwd",
+        "queue_info_nce",
+        _make_queue,
+        queue.queue_nce_forward,
+        autocast(queue.queue_nce_forward),
+        BACKWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "queue_nce_bwd_queue",
+        "queue_info_nce",
+        _make_queue_gradient,
+        lambda *a: (queue.queue_nce_backward_queue(*a),),
+        autocast(queue.queue_nce_backward_queue, 1),
+        BACKWARD_FACTOR,
+        bf16_products=True,
     ),
 )
 
@@ -300,12 +359,7 @@ def check(device: str = "cpu", seed: int = 0) -> Iterator[CheckRow]:
             rows: list[tuple[float, float]] = []
             for shape in CHECK_SHAPES:
                 for layout in LAYOUTS[:2]:
-                    args = tuple(
-                        in_layout(a, layout).to(device)
-                        if isinstance(a, Tensor) and a.dim() == len(shape)
-                        else _to(a, device)
-                        for a in case.make(shape, dtype, generator)
-                    )
+                    args = tuple(_to(a, device) for a in laid_out(case.make(shape, dtype, generator), layout))
                     rows += case.errors(*args)
             yield CheckRow(case.name, str(dtype)[6:], backend, *max(rows, key=lambda row: row[0] / row[1]))
     for dtype in DTYPES if "info_nce" not in left_out else ():

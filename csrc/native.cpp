@@ -30,7 +30,7 @@ PYBIND11_MODULE(_native, m) {
       "force_isa",
       [](const std::string& name) {
         if (!avfast_force_isa(name.c_str()))
-          throw pybind11::value_error("avfast: instruction set: expected one this machine has (base, avx2, avx512), got " + name);
+          throw pybind11::value_error("avfast: instruction set: expected one this machine has (base, avx2, avx512, avx512_bf16), got " + name);
       },
       pybind11::arg("name"), "Force an instruction set, for tests; an empty name returns to the best.");
   m.def(

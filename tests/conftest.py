@@ -12,7 +12,8 @@ import avfast
 from avfast import _library, backends, testing
 
 # Every way to run an op on the CPU. A GPU adds "cuda" and "triton"; the Triton interpreter has a process of its own.
-WAYS = ("torch", "cpp[base]", "cpp[avx2]", "cpp[avx512]", "cuda", "triton")
+SETS = ("cpp[base]", "cpp[avx2]", "cpp[avx512]", "cpp[avx512_bf16]")
+WAYS = ("torch", *SETS, "cuda", "triton")
 
 
 def why_not(way: str) -> str | None:
@@ -48,7 +49,7 @@ def way(request) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=("cpp[base]", "cpp[avx2]", "cpp[avx512]"))
+@pytest.fixture(params=SETS)
 def compiled(request) -> Iterator[str]:
     """One instruction set of the compiled CPU kernels."""
     if reason := why_not(request.param):

@@ -8,7 +8,7 @@ from conftest import device_of
 
 from avfast import _library, testing
 from avfast.ops import _registry
-from avfast.testing import CASES, DTYPES, LAYOUTS, as_tuple, in_layout
+from avfast.testing import CASES, DTYPES, LAYOUTS, as_tuple
 
 # Odd sizes, ones, primes, long rows (over one run of sums), channels over one register, 1x1 maps, five dimensions.
 SHAPES = (
@@ -30,12 +30,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 def arguments(case, shape, dtype, layout="contiguous", device="cpu", seed=0):
     made = case.make(shape, dtype, torch.Generator().manual_seed(seed))
-    return tuple(
-        testing._to(
-            in_layout(a, layout) if isinstance(a, torch.Tensor) and a.shape == shape and a.dim() > 1 else a, device
-        )
-        for a in made
-    )
+    return tuple(testing._to(a, device) for a in testing.laid_out(made, layout))
 
 
 def identical(a, b):

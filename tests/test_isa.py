@@ -9,7 +9,7 @@ import torch
 
 from avfast import _library, testing
 from avfast.errors import BackendError
-from avfast.testing import CASES, DTYPES, in_layout, relative_error
+from avfast.testing import CASES, DTYPES, relative_error
 
 native = _library.native
 pytestmark = pytest.mark.skipif(
@@ -32,10 +32,7 @@ def test_sets_agree_with_each_other(case, dtype, layout):
     if len(HERE) == 1:
         pytest.skip("this processor has the baseline only: nothing to compare")
     for shape in SHAPES:
-        args = tuple(
-            in_layout(a, layout) if isinstance(a, torch.Tensor) and a.shape == shape else a
-            for a in case.make(shape, dtype, torch.Generator().manual_seed(1))
-        )
+        args = testing.laid_out(case.make(shape, dtype, torch.Generator().manual_seed(1)), layout)
         results = []
         for isa in HERE:
             with testing.forced_isa(isa):
@@ -49,6 +46,8 @@ def test_sets_agree_with_each_other(case, dtype, layout):
                     continue
                 # Summed in float32 at least; a last rounding to a half type may fall to either side.
                 summed = max(torch.finfo(torch.promote_types(t, torch.float32)).eps for t in (dtype, a.dtype))
+                if case.bf16_products and dtype == torch.bfloat16:
+                    summed = torch.finfo(dtype).eps / 16
                 assert relative_error(a, b) <= max(16 * summed, torch.finfo(a.dtype).eps), where
 
 
@@ -96,7 +95,7 @@ def test_unknown_sets_are_refused(name):
     with pytest.raises(ValueError) as caught:
         native.force_isa(name)
     assert str(caught.value) == (
-        f"avfast: instruction set: expected one this machine has (base, avx2, avx512), got {name}"
+        f"avfast: instruction set: expected one this machine has (base, avx2, avx512, avx512_bf16), got {name}"
     )
     with pytest.raises(BackendError, match="this machine has no"), testing.forced_isa(name):
         pytest.fail("the block must not run")
