@@ -107,7 +107,8 @@ class _QueueNce(torch.autograd.Function):
         # Keys may be pushed into the queue before the backward pass: it is saved, and so watched by autograd, only for
         # a gradient of its own. The gradient of q is known already.
         ctx.save_for_backward(q, k, queue if queue.requires_grad else None, match, positive, lse, dq)
-        ctx.queue, ctx.version = queue, queue._version
+        if not torch.compiler.is_compiling():
+            ctx.queue, ctx.version = queue, queue._version
         ctx.options = temperature, normalize
         ctx.mark_non_differentiable(positive, lse)
         return loss, positive, lse
@@ -117,7 +118,8 @@ class _QueueNce(torch.autograd.Function):
         q, k, queue, match, positive, lse, dq = ctx.saved_tensors
         temperature, normalize = ctx.options
         needs_q, needs_k, needs_queue = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # create_graph=True: the differentiable expression
+        # create_graph=True: the differentiable expression. (The compiler traces with gradients on and never asks for it.)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.queue._version != ctx.version:
                 raise RuntimeError("avfast.queue_info_nce: queue was changed before a second derivative was taken")
             loss, _, _ = reference.queue_nce(q, k, ctx.queue, match, temperature, normalize)
