@@ -4,6 +4,10 @@ from .abri import convert_abri, fold_abri, reset_batchnorm
 from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
 from .bn_report import BatchNormReport
 from .bn_scan import ScanPlan, scan_batchnorm
+from .correspondence import geometric_match, random_match
+from .feature_queue import FeatureQueue
+from .group_shuffle_bn import GroupShuffleBN
+from .momentum import momentum_update
 from .watch import ChannelWatch, watch_channels
 
 __all__ = [
@@ -12,9 +16,14 @@ __all__ = [
     "AdaptiveBatchNorm3d",
     "BatchNormReport",
     "ChannelWatch",
+    "FeatureQueue",
+    "GroupShuffleBN",
     "ScanPlan",
     "convert_abri",
     "fold_abri",
+    "geometric_match",
+    "momentum_update",
+    "random_match",
     "reset_batchnorm",
     "scan_batchnorm",
     "watch_channels",
