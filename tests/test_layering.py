@@ -33,7 +33,7 @@ ALLOWED = {
 """What each part of the package may import from the rest of it; a part not named here is a mistake."""
 
 LAZY = {"av", "accelerate", "rich", "matplotlib", "sklearn", "transformers", "safetensors", "jsonargparse",
-        "yaml", "tensorboard", "triton"}  # fmt: skip
+        "yaml", "tensorboard", "triton", "kornia", "PIL"}  # fmt: skip
 NEVER = {"torchvision", "torchaudio", "timm"}
 
 
