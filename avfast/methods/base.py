@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
-"""What a method receives: ``frames`` float ``[B, T, 3, H, W]`` normalised with the ImageNet statistics,
+"""What a method receives. With :class:`ImageInputs`: ``view_q`` and ``view_k`` float ``[B, 3, S, S]``, ``crop_q``
+and ``crop_k`` float ``[B, 5]`` (top, left, height, width as fractions of the picture, and 1 where it was flipped),
+``image`` float ``[B, 3, S, S]``, the plain picture, and ``label`` and ``index`` as below. Pictures are normalised with
+the ImageNet statistics.
+
+With :class:`Inputs`: ``frames`` float ``[B, T, 3, H, W]`` normalised with the ImageNet statistics,
 ``spectrogram`` float ``[B, 1, *, *]`` from the front-end it asked for, ``waveform`` float ``[B, S]`` in [-1,
 1], ``label`` int64 ``[B]`` (-1 where unknown) and ``index`` int64 ``[B]`` (position in the data set)."""
 
@@ -55,6 +60,26 @@ class Inputs:
     frontend_options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ImageInputs:
+    """The sample a method of still pictures wants.
+
+    Attributes:
+        size: side of a view in pixels.
+        views: 2 for two random views of each picture (``view_q`` and ``view_k``), 1 for the plain picture alone.
+        scale: range of the share of the picture that a random view shows.
+    """
+
+    size: int
+    views: int = 2
+    scale: tuple[float, float] = (0.2, 1.0)
+
+    @property
+    def source_size(self) -> int:
+        """Side of the picture that views are cut from: an eighth larger, so that crops have something to cut."""
+        return round(self.size * 8 / 7)
+
+
 class StepOutput(NamedTuple):
     """Result of one training step: a scalar ``loss``, named scalar ``metrics``, and the embeddings ``[B,
     D]`` that the collapse indicators watch. Metrics and embeddings are detached."""
@@ -83,7 +108,7 @@ class Method(nn.Module):
         self.config = config
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> Inputs | ImageInputs:
         """The data this method needs under its configuration."""
         raise NotImplementedError
 
