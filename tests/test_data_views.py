@@ -1,14 +1,14 @@
-"""Two views of a picture: the crops are what they say, the odds are those of the recipe, nothing depends on the batch."""
+"""Two views of a picture: crops are what they say, the odds are the recipe's, nothing depends on the batch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-pytest.importorskip("kornia", reason="the package 'kornia' is not installed")
-
 from avfast.data.images import IMAGENET_MEAN, IMAGENET_STD
 from avfast.data.views import TwoViews, cut
+
+pytest.importorskip("kornia", reason="the package 'kornia' is not installed")
 
 PLAIN = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}
 

@@ -190,32 +190,29 @@ class ClipDataset(Dataset):
 
 
 def collate(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to a batch; samples without a clip leave only their ``errors``.
+    """Stack samples to a batch, key by key; samples that could not be read leave only their ``errors``.
 
     Raises:
         UnusableClip: no sample of the batch has a clip.
     """
     samples = list(samples)
     errors = [error for sample in samples for error in sample["errors"]]
-    good = [sample for sample in samples if "frames" in sample]
+    good = [sample for sample in samples if "index" in sample]
     if not good:
         raise UnusableClip(
             f"none of the {len(samples)} clips of a batch could be used; the first is {errors[0]['path']}, "
             f"which {errors[0]['detail']}"
         )
-    return {
-        "frames": torch.stack([s["frames"] for s in good]),
-        "waveform": torch.stack([s["waveform"] for s in good]),
-        "label": torch.tensor([s["label"] for s in good]),
-        "index": torch.tensor([s["index"] for s in good]),
-        "id": [s["id"] for s in good],
-        "errors": errors,
-    }
+    return {key: _together([sample[key] for sample in good]) for key in good[0] if key != "errors"} | {"errors": errors}
 
 
-def build_loader(
-    dataset: ClipDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+def _together(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    return torch.tensor(values) if isinstance(values[0], int) else values
+
+
+def build_loader(dataset: Dataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False) -> DataLoader:
     """A ``DataLoader`` of batches: ``frames`` uint8 ``[B, T, 3, H, W]``, ``waveform`` ``[B, S]``, ``label``
     and ``index`` int64 ``[B]``, ``id`` and ``errors`` lists.
 

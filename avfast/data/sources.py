@@ -1,4 +1,4 @@
-"""Which clips there are: a folder, a CSV or a manifest, with optional labels and splits."""
+"""Which clips or pictures there are: a folder, a CSV or a manifest, with optional labels and splits."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from avfast.data.filecache import FileCache
 from avfast.errors import DataError
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp", ".ogv")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One media file. ``id`` is the SHA-256 of its bytes: it survives renaming, reordering and copying."""
+    """One media file. ``id`` is the SHA-256 of its bytes: it survives renaming, reordering and copying.
+
+    ``mask`` is a picture of class numbers of the same size, where a manifest names one.
+    """
 
     path: Path
     id: str
     label: str | None = None
     split: str | None = None
     duration: float | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """An ordered set of clips.
+    """An ordered set of clips, or of pictures.
 
     ``classes`` is kept when a split is taken, so that class numbers agree between splits. ``missing`` counts
     files that a list names and the disk lacks (only with ``missing="drop"``).
@@ -59,6 +64,7 @@ class ClipSource:
         labels: str | Path | None = None,
         allow_outside: bool = False,
         missing: str = "raise",
+        extensions: tuple[str, ...] = EXTENSIONS,
     ) -> ClipSource:
         """Find the clips at ``path``.
 
@@ -70,6 +76,7 @@ class ClipSource:
             labels: a CSV with columns ``path,label`` that names (and may override) labels.
             allow_outside: permit absolute paths and ``..`` in a CSV or manifest.
             missing: ``"raise"`` or ``"drop"`` for listed files that do not exist.
+            extensions: of the files to look for in a folder; ``IMAGE_EXTENSIONS`` finds pictures.
 
         Raises:
             DataError: naming the file, the line and the cause.
@@ -81,7 +88,7 @@ class ClipSource:
             raise DataError(f"{path}: no such file or folder")
         manifest = None
         if path.is_dir() and not (path / MANIFEST).is_file():
-            root, rows = path, _folder_rows(path)
+            root, rows = path, _folder_rows(path, extensions)
         elif path.suffix.lower() == ".csv":
             root, rows = path.parent, _csv_rows(path)
         elif path.is_dir() or path.suffix.lower() == ".json":
@@ -119,7 +126,8 @@ class ClipSource:
             duration = row.get("duration")
             records.append(
                 ClipRecord(file, digest, row.get("label") or None, row.get("split") or None,
-                           float(duration) if duration not in (None, "") else None)
+                           float(duration) if duration not in (None, "") else None,
+                           root / row["mask"] if row.get("mask") else None)
             )  # fmt: skip
         cache.save()
         classes = tuple(sorted({r.label for r in records if r.label is not None}))
@@ -193,16 +201,17 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def media_files(folder: Path) -> list[Path]:
+def media_files(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[Path]:
     """Media files under a folder, by extension, in a fixed order. Hidden files and folders are left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in extensions and p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
-def _folder_rows(root: Path) -> list[dict[str, Any]]:
-    files = [p.relative_to(root) for p in media_files(root)]
+def _folder_rows(root: Path, extensions: tuple[str, ...]) -> list[dict[str, Any]]:
+    files = [p.relative_to(root) for p in media_files(root, extensions)]
     if not files:
-        raise DataError(f"{root}: holds no media files; looked for {' '.join(EXTENSIONS)} in it and below")
+        kind = "pictures" if extensions == IMAGE_EXTENSIONS else "media files"
+        raise DataError(f"{root}: holds no {kind}; looked for {' '.join(extensions)} in it and below")
     tops = {f.parts[0].lower() for f in files if len(f.parts) > 1}
     in_splits = bool(tops) and tops <= set(SPLIT_NAMES) and all(len(f.parts) > 1 for f in files)
     depth = 2 if in_splits else 1
@@ -257,8 +266,8 @@ def _manifest_rows(manifest: dict[str, Any], path: Path) -> list[dict[str, Any]]
         where = f"{path}: clips[{number}]"
         if not isinstance(clip, dict) or not isinstance(clip.get("path"), str) or not clip["path"]:
             raise DataError(f"{where}: expected an object with a 'path'")
-        row = {key: clip.get(key) for key in ("path", "label", "split", "duration")}
-        for key in ("label", "split"):
+        row = {key: clip.get(key) for key in ("path", "label", "split", "duration", "mask")}
+        for key in ("label", "split", "mask"):
             row[key] = None if row[key] is None else str(row[key])
         _check_duration(row, where)
         rows.append(row)
@@ -277,11 +286,11 @@ def _check_duration(row: dict[str, Any], where: str) -> None:
 
 def _refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
     """A list may come with downloaded data: it must not reach files the user did not point at."""
-    for row in rows:
-        path = Path(row["path"])
+    for name in (row[key] for row in rows for key in ("path", "mask") if row.get(key)):
+        path = Path(name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"{source}: the path {row['path']!r} leaves the folder of the list; allow_outside=True permits that"
+                f"{source}: the path {name!r} leaves the folder of the list; allow_outside=True permits that"
             )
 
 

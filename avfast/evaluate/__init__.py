@@ -1,4 +1,4 @@
-"""Retrieval, probes, collapse indicators and controls: numbers that always come with the level of chance."""
+"""Retrieval, probes, segmentation, collapse indicators and controls: numbers that always come with the level of chance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from avfast.evaluate.controls import ShuffledPairs, shuffled_order
 from avfast.evaluate.probes import knn_accuracy, linear_probe
 from avfast.evaluate.retrieval import RetrievalResult, cross_modal_retrieval, retrieval
 from avfast.evaluate.scores import Score, bootstrap_interval
+from avfast.evaluate.segmentation import linear_segmentation, mean_iou
 
 __all__ = [
     "RetrievalResult",
@@ -18,6 +19,8 @@ __all__ = [
     "cross_modal_retrieval",
     "knn_accuracy",
     "linear_probe",
+    "linear_segmentation",
+    "mean_iou",
     "retrieval",
     "shuffled_order",
 ]

@@ -1,0 +1,177 @@
+"""Pictures as training samples: any folder of image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from avfast.data.dataset import POLICIES, RESAMPLE_TRIES, UnusableClip
+from avfast.data.randomness import Draws, key64
+from avfast.data.sources import ClipSource
+from avfast.errors import DataError, MissingDependency
+
+
+class PictureError(DataError):
+    """A picture that cannot be used. ``path``, ``cause`` (one word) and ``detail`` (a clause) as for clips."""
+
+    def __init__(self, path: Path, cause: str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path, self.cause, self.detail = str(path), cause, detail
+
+
+class ImageDataset(Dataset):
+    """Pictures of a :class:`ClipSource`, asked for by ``(epoch, index)``.
+
+    A sample is a dictionary: ``image`` uint8 ``[3, S, S]`` RGB, the largest central square resized to ``size``;
+    ``label`` (class number, -1 if none); ``index`` into the source; ``id`` (content hash); ``seed``, an integer made of
+    ``(seed, epoch, id)`` from which views are drawn; ``mask`` uint8 ``[M, M]`` where every record of the source has one
+    (class numbers, the same central square at ``mask_size``, nearest neighbour); and ``errors``.
+
+    Args:
+        source: where the pictures are; open it with ``extensions=IMAGE_EXTENSIONS``.
+        size: side in pixels.
+        seed: of the views.
+        train: whether ``seed`` of a sample changes with the epoch.
+        on_error: ``"raise"``, ``"skip"`` or ``"resample"``, as for :class:`ClipDataset`.
+        cache: None, or ``"memory"`` to keep decoded pictures: ``3 S S`` bytes each.
+        mask_size: side of the masks; ``size`` if left out.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        *,
+        size: int,
+        seed: int,
+        train: bool,
+        on_error: str = "raise",
+        cache: str | None = None,
+        mask_size: int | None = None,
+    ) -> None:
+        where = "avfast.data.ImageDataset"
+        if on_error not in POLICIES:
+            raise ValueError(f"{where}: on_error: expected one of {POLICIES}, got {on_error!r}")
+        if cache not in (None, "memory"):
+            raise ValueError(f"{where}: cache: expected None or 'memory', got {cache!r}")
+        if size < 1:
+            raise ValueError(f"{where}: size: expected a positive number of pixels, got {size}")
+        self.source, self.size, self.seed, self.train = source, size, seed, train
+        self.on_error, self.cache, self.mask_size = on_error, cache, mask_size or size
+        self.has_masks = all(record.mask is not None for record in source.records)
+        self._labels = source.labels
+        self._decoded: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        if not isinstance(key, tuple):
+            raise TypeError(f"avfast.data.ImageDataset: expected a key (epoch, index), got {key!r}")
+        epoch, index = key
+        errors: list[dict[str, Any]] = []
+        for attempt in range(RESAMPLE_TRIES + 1):
+            try:
+                return self._sample(epoch, index) | {"errors": errors}
+            except PictureError as error:
+                if self.on_error == "raise":
+                    raise UnusableClip(f"{error} (on_error='skip' or 'resample' goes on without it)") from None
+                errors.append(
+                    {"index": index, "path": error.path, "cause": error.cause, "detail": error.detail,
+                     "policy": self.on_error}
+                )  # fmt: skip
+            if self.on_error == "skip":
+                return {"errors": errors}
+            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(len(self))
+        raise UnusableClip(
+            f"{self.source.root}: {len(errors)} pictures in a row could not be used, the last because "
+            f"{errors[-1]['path']} {errors[-1]['detail']}"
+        )
+
+    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
+        record = self.source.records[index]
+        seed = key64(self.seed, epoch if self.train else "fixed", record.id) >> 1  # fits a signed integer
+        facts = {"label": self._labels[index], "index": index, "id": record.id, "seed": seed}
+        return self._pictures(index) | facts
+
+    def _pictures(self, index: int) -> dict[str, Tensor]:
+        if index in self._decoded:
+            return self._decoded[index]
+        record = self.source.records[index]
+        pictures = {"image": read_picture(record.path, self.size)}
+        if self.has_masks:
+            pictures["mask"] = read_mask(record.mask, self.mask_size)
+        if self.cache == "memory":
+            self._decoded[index] = pictures
+        return pictures
+
+
+def read_picture(path: str | Path, size: int) -> Tensor:
+    """The largest central square of a picture, uint8 ``[3, size, size]`` RGB.
+
+    Turned as its EXIF orientation says; grey, palette, 16-bit and transparent pictures (over white) become RGB.
+
+    Raises:
+        PictureError: the file is missing, empty, broken or no picture.
+        MissingDependency: Pillow is not installed.
+    """
+    image = _open(path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1e-12)
+        image = _pillow().Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = _pillow().Image.new("RGBA", image.size, "white")
+        image = _pillow().Image.alpha_composite(paper, image)
+    pillow = _pillow().Image
+    square = _square(image.convert("RGB"), size, pillow.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def read_mask(path: str | Path, size: int) -> Tensor:
+    """Class numbers of the same central square, uint8 ``[size, size]``, by nearest neighbour.
+
+    Raises:
+        PictureError: the file is missing or broken, or is not a picture of one channel.
+    """
+    image = _open(path)
+    if image.mode not in ("L", "P"):
+        raise PictureError(Path(path), "mask", f"is a mask of mode {image.mode}; expected one channel of class numbers")
+    square = _square(image, size, _pillow().Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(square, dtype=np.uint8))
+
+
+def _open(path: str | Path) -> Any:
+    pillow = _pillow()
+    path = Path(path)
+    try:
+        with pillow.Image.open(path) as image:
+            image.load()
+            return pillow.ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise PictureError(path, "missing", "does not exist") from error
+    except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        detail = "is empty" if empty else f"cannot be read as a picture ({str(error).splitlines()[0]})"
+        raise PictureError(path, "empty" if empty else "broken", detail) from error
+
+
+def _square(image: Any, size: int, filter: Any) -> Any:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), filter, box=(left, top, left + side, top + side))
+
+
+def _pillow() -> Any:
+    try:
+        import PIL
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise MissingDependency("pillow", extra="train", purpose="reading pictures") from error
+    return PIL
