@@ -12,6 +12,7 @@ from .ops.blended_batch_norm import blended_batch_norm
 from .ops.bn_scan import Scan as _Scan  # noqa: F401  (registers the op)
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import ChannelStats, channel_stats
+from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
 
@@ -38,6 +39,7 @@ from .nn import (  # noqa: E402
 __all__ = [
     "BatchNormReport",
     "ChannelStats",
+    "DenseMatch",
     "FeatureQueue",
     "GroupShuffleBN",
     "QueueLoss",
@@ -46,6 +48,7 @@ __all__ = [
     "channel_affine",
     "channel_stats",
     "convert_abri",
+    "dense_match",
     "explain",
     "fold_abri",
     "geometric_match",

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, queue
+from .reference import batch_norm, contrastive, match, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -190,6 +190,13 @@ def _make_queue_gradient(shape, dtype, generator):
     return grad, q, negatives, lse, match, temperature, normalize
 
 
+def _make_match(shape, dtype, generator):
+    """Maps [B, C, S] and [B, C, L] without ties: a few more channels than the shape, not too many positions."""
+    b, c, s = shape[0], shape[1] + 3, min(math.prod(shape[2:]), 150)
+    q, k = (torch.randn(b, c, n, generator=generator, dtype=torch.float64).to(dtype) for n in (s, s + 2))
+    return q, k
+
+
 def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
     """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
 
@@ -261,6 +268,7 @@ CASES = (
         BACKWARD_FACTOR,
         bf16_products=True,
     ),
+    Case("dense_match_fwd", "dense_match", _make_match, match.dense_match, match.dense_match, FORWARD_FACTOR),
 )
 
 

@@ -8,6 +8,7 @@
 
 namespace avfast {
 
+using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -37,6 +38,8 @@ Tensors4 queue_nce_fwd(
 Tensor queue_nce_bwd_queue(
     Tensor grad, Tensor q, Tensor queue, Tensor lse, std::optional<Tensor> match, double temperature, bool normalize);
 
+Tensors2 dense_match_fwd(Tensor feat_q, Tensor feat_k);
+
 }  // namespace avfast
 
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
@@ -51,6 +54,7 @@ Tensor queue_nce_bwd_queue(
   m.impl("channel_affine_fwd", TORCH_BOX(&avfast::channel_affine_fwd)); \
   m.impl("channel_affine_bwd", TORCH_BOX(&avfast::channel_affine_bwd))
 
-#define AVFAST_REGISTER_CPU_OPS(m)                          \
-  m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd)); \
-  m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue))
+#define AVFAST_REGISTER_CPU_OPS(m)                                        \
+  m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd));             \
+  m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue)); \
+  m.impl("dense_match_fwd", TORCH_BOX(&avfast::dense_match_fwd))

@@ -1,3 +1,4 @@
+#include "feature_map.h"
 #include "launch.h"
 #include "ops.h"
 
@@ -6,11 +7,6 @@ namespace avfast {
 namespace {
 
 constexpr const char* op = "queue_info_nce";
-
-FeatureMap feature_map(const Tensor& x, const char* argument) {
-  STD_TORCH_CHECK(x.dim() == 3, "avfast.", op, ": ", argument, ": expected shape [B, D, S], got ", x.dim(), " dimension(s)");
-  return {x.const_data_ptr(), dtype_of(x, op, argument), x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1), x.stride(2)};
-}
 
 Queue queue_view(const Tensor& queue, int64_t depth) {
   STD_TORCH_CHECK(
@@ -40,7 +36,7 @@ Tensor per_row(const Tensor& x, const FeatureMap& q, ScalarType wide, const char
 
 Tensors4 queue_nce_fwd(
     Tensor q, Tensor k, Tensor queue, std::optional<Tensor> match, double temperature, bool normalize, bool need_grad) {
-  const FeatureMap queries = feature_map(q, "q"), keys = feature_map(k, "k");
+  const FeatureMap queries = feature_map(q, op, "q"), keys = feature_map(k, op, "k");
   STD_TORCH_CHECK(
       keys.batch == queries.batch && keys.depth == queries.depth && keys.dtype == queries.dtype &&
           (match || keys.positions == queries.positions),
@@ -74,7 +70,7 @@ Tensors4 queue_nce_fwd(
 
 Tensor queue_nce_bwd_queue(
     Tensor grad, Tensor q, Tensor queue, Tensor lse, std::optional<Tensor> match, double temperature, bool normalize) {
-  const FeatureMap queries = feature_map(q, "q");
+  const FeatureMap queries = feature_map(q, op, "q");
   const ScalarType wide = accumulation_type(queries.dtype);
   const Queue view = queue_view(queue, queries.depth);
   grad = per_row(grad, queries, wide, "grad");

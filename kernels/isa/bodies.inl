@@ -3,6 +3,7 @@
 #include "../common/vector_math.inl"
 #include "../common/gemm_tile.inl"
 #include "../common/scratch.inl"
+#include "../common/pack.inl"
 #include "../batch_norm/bn_scan_cpu.inl"
 #include "../batch_norm/channel_reduce_cpu.inl"
 #include "../batch_norm/channel_stats_cpu.inl"
@@ -13,6 +14,7 @@
 #include "../contrastive/score_tiles.inl"
 #include "../contrastive/queue_nce_cpu.inl"
 #include "../contrastive/queue_nce_bwd_queue_cpu.inl"
+#include "../contrastive/dense_match_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -25,5 +27,6 @@ inline KernelTable make_table(const char* isa) {
       channel_affine_bwd_cpu,
       queue_nce_fwd_cpu,
       queue_nce_bwd_queue_cpu,
+      dense_match_cpu,
   };
 }

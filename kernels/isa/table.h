@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../batch_norm/batch_norm.h"
+#include "../contrastive/dense_match.h"
 #include "../contrastive/queue_nce.h"
 
 namespace avfast {
@@ -16,6 +17,7 @@ struct KernelTable {
   void (*channel_affine_bwd)(const ChannelAffineBwdArgs&, const Parallel&);
   void (*queue_nce_fwd)(const QueueNceFwdArgs&, const Parallel&);
   void (*queue_nce_bwd_queue)(const QueueNceBwdQueueArgs&, const Parallel&);
+  void (*dense_match)(const DenseMatchArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
