@@ -149,7 +149,7 @@ def test_other_clips_are_refused(tmp_path, monkeypatch):
     last = first.fit(StopAt(first, 5), Budget(None)).checkpoints["last"]
     state = torch.load(last, weights_only=True)
     torch.save({**state, "split_fingerprint": "other"}, last)
-    with pytest.raises(CheckpointError, match="clips: fingerprint other -> abc"):
+    with pytest.raises(CheckpointError, match="data: fingerprint other -> abc"):
         make(tmp_path, resume=last)
 
 

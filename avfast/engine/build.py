@@ -52,13 +52,19 @@ def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimize
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name](groups, lr=config.lr)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
-    """Linear warm-up, then a half cosine to zero at `steps`, or constant."""
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int, steps_per_epoch: int = 1
+) -> LambdaLR:
+    """Linear warm-up, then a half cosine to zero at `steps`, or constant. ``cosine-epoch`` moves once per epoch, with
+    ``cos(pi * epoch / epochs)``, as the schedules of MoCo and DenseCL do."""
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
         if config.schedule == "constant":
             return warm
+        if config.schedule == "cosine-epoch":
+            epochs = math.ceil(steps / steps_per_epoch)
+            return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step // steps_per_epoch / epochs)))
         after = max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps)
         return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, after)))
 

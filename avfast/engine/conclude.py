@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avfast.engine import figures
+from avfast.engine import figures, figures_images
 from avfast.engine.assess import Embedded, assess, calibrate_batchnorm
+from avfast.engine.assess_images import assess_images
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
 from avfast.engine.export import export_modules
-from avfast.engine.inputs import IMAGENET_MEAN, IMAGENET_STD, InputPipeline
+from avfast.engine.image_inputs import ImagePipeline
+from avfast.engine.inputs import IMAGENET_MEAN, IMAGENET_STD, InputPipeline, build_pipeline
 from avfast.engine.loop import TrainResult
 from avfast.engine.report import RunSummary
 from avfast.engine.sources import DataBundle, readable
@@ -34,7 +36,7 @@ def conclude(
     """
     began = time.monotonic()
     config, out = job.config, job.request.out
-    pipeline = InputPipeline(job.method.inputs).to(job.accelerator.device)
+    pipeline = build_pipeline(job.method.inputs).to(job.accelerator.device)
     chosen = trained.method
     best_step = trained.best_step if "best" in trained.checkpoints else 0
     if best_step:
@@ -44,10 +46,17 @@ def conclude(
     models = {"trained": chosen, "untrained": untrained}
     if control is not None:
         models["shuffled"] = control.method
-    scores, embedded = {}, None
+    scores, embedded, unread = {}, None, {}
     for name, method in models.items():
+        if isinstance(pipeline, ImagePipeline):
+            scores[name], unread = assess_images(
+                method, pipeline, job.loaders, labelled=job.bundle.labelled,
+                mask_classes=job.bundle.mask_classes, context=context,
+            )  # fmt: skip
+            continue
         scores[name], test = assess(method, pipeline, job.loaders, labelled=job.bundle.labelled, context=context)
         embedded = test if name == "trained" else embedded
+    unread = unread if embedded is None else embedded.errors
     summary = RunSummary(
         out=out,
         recipe=config.recipe,
@@ -63,8 +72,9 @@ def conclude(
         seconds=job.seconds,
         rows=trained.rows,
         class_only=_class_only(job, embedded),
-        errors=trained.errors | (embedded.errors if embedded is not None else {}),
-        pictures=_pictures(job, trained, control, pipeline, embedded),
+        errors=trained.errors | unread,
+        pictures=_pictures(job, trained, control, chosen, pipeline, embedded),
+        noun=job.bundle.noun,
     )
     if job.board is not None:
         job.board.pictures(summary.pictures, trained.step)
@@ -100,12 +110,20 @@ def _pictures(
     job: Job,
     trained: TrainResult,
     control: TrainResult | None,
-    pipeline: InputPipeline,
+    method: Method,
+    pipeline: InputPipeline | ImagePipeline,
     test: Embedded | None,
 ) -> dict[str, Path]:
     out, names = job.request.out, job.bundle.source.classes
     made = {"Curves": figures.curves(
         out / "curves.png", trained.rows, control.rows if control else [], job.bounds)}  # fmt: skip
+    if isinstance(pipeline, ImagePipeline) and pipeline.inputs.views == 2 and job.loaders["test"] is not None:
+        batch = pipeline(next(readable(job.loaders["test"])))
+        method.eval()
+        if (matches := method.correspondences(batch)) is not None:
+            made["Correspondence"] = figures_images.correspondences(
+                out / "figures" / "correspondence.png", batch["view_q"], batch["view_k"], matches
+            )
     z = {} if test is None else test.embeddings
     if {"audio", "video"} <= z.keys() and pipeline.frontend is not None:
         frames, spectrograms = _raw(job.loaders["test"], pipeline)

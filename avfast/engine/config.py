@@ -22,13 +22,13 @@ from avfast.methods import Method, get_method
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How clips are read.
+    """How clips or pictures are read.
 
     Attributes:
-        batch_size: clips per step and process.
+        batch_size: samples per step and process.
         workers: loader processes; 0 reads in the training process.
         on_error: what an unreadable file does to its batch.
-        cache: keep decoded clips in memory; "auto" does if they take less than about 1 GiB.
+        cache: keep decoded samples in memory; "auto" does if they take less than about 1 GiB.
     """
 
     batch_size: int = 32
@@ -44,9 +44,10 @@ class OptimConfig:
     Attributes:
         name: optimiser of torch.optim.
         lr: peak learning rate.
-        weight_decay: on matrices and filters only.
+        weight_decay: on matrices and filters; on everything where the recipe says so.
         momentum: of SGD.
-        schedule: after the warm-up, down a cosine to zero at the last step, or constant.
+        schedule: after the warm-up, down a cosine to zero at the last step, the same in steps of one epoch
+            (cosine-epoch), or constant.
         warmup_steps: steps of linear warm-up.
         clip_norm: largest gradient norm; 0 does not clip.
     """
@@ -55,7 +56,7 @@ class OptimConfig:
     lr: float = 2e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-epoch", "constant"] = "cosine"
     warmup_steps: int = 10
     clip_norm: float = 0.0
 
@@ -123,7 +124,8 @@ HARMLESS = {
 def parse_config(
     recipe: str, words: Iterable[str] = (), *, preset: str | None = None, file: str | Path | None = None
 ) -> TrainConfig:
-    """Build the configuration of a run; later sources win: defaults, `preset`, `file`, `words`.
+    """Build the configuration of a run; later sources win: defaults, those of the recipe, `preset`, `file`,
+    `words`.
 
     Args:
         recipe: a name of ``avfast recipes``.
@@ -140,7 +142,7 @@ def parse_config(
     method = get_method(recipe)
     sections = _sections(recipe)
     keys = [f"{s}.{f.name}" for s, cls in sections.items() for f in dataclasses.fields(cls)]
-    values = _preset(method, preset) | _read_file(file)
+    values = {**method.defaults, **_preset(method, preset), **_read_file(file)}
     values |= dict(_split(word) for word in words)
     arguments = [f"--{_resolve(key, keys, recipe)}={_as_text(value)}" for key, value in values.items()]
     parsed = _parse(sections, arguments)
@@ -157,11 +159,12 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def describe_options(recipe: str) -> list[str]:
     """Every key of a recipe with its default and its meaning, one line each."""
-    lines = []
+    lines, own = [], get_method(recipe).defaults
     for section, cls in _sections(recipe).items():
         meaning = _documented(cls)
         for item in dataclasses.fields(cls):
-            lines.append(f"{section}.{item.name}={_as_text(item.default)}  {meaning.get(item.name, '')}")
+            key = f"{section}.{item.name}"
+            lines.append(f"{key}={_as_text(own.get(key, item.default))}  {meaning.get(item.name, '')}")
     return lines
 
 

@@ -16,6 +16,8 @@ from avfast.engine.validate import RECALL
 
 GOOD, BAD = "#2a7f3f", "#b03030"
 MOST_TICKS = 40
+WATCHED = ("queue_fill", "pos_sim", "neg_sim", "dense_pos_sim", "dense_neg_sim", "match_agreement")
+"""Metrics of momentum contrast that explain its loss, drawn where a method logs them."""
 
 
 def matplotlib_figure() -> type | None:
@@ -47,10 +49,15 @@ def curves(
         loss.annotate(f"{name} {value:.2f}", (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     loss.margins(y=0.1)
     loss.set(title="loss", ylabel="nats")
-    recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
-    recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
-    recall.plot(*_series(val, f"{RECALL} chance"), lw=0.8, ls="--", color="grey", label="chance")
-    recall.set(title="audio to video R@1, instance-level, validation", ylabel="share of clips", ylim=(-0.05, 1.05))
+    if watched := [key for key in WATCHED if train and key in train[-1]]:
+        for key in watched:
+            recall.plot(*_series(train, key), label=key.replace("_", " "))
+        recall.set(title="similarities of training pairs, and how much of the queue is filled", ylim=(-0.3, 1.05))
+    else:
+        recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
+        recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
+        recall.plot(*_series(val, f"{RECALL} chance"), lw=0.8, ls="--", color="grey", label="chance")
+        recall.set(title="audio to video R@1, instance-level, validation", ylabel="share of clips", ylim=(-0.05, 1.05))
     for name in train[-1]["collapse"] if train else ():
         rank.plot([r["step"] for r in train], [r["collapse"][name]["effective_rank"] for r in train], label=name)
     rank.set_ylim(bottom=0)

@@ -13,10 +13,20 @@ from torch import Tensor, nn
 
 from avfast.errors import ConfigError
 from avfast.methods import Inputs
+from avfast.methods.base import ImageInputs
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FRONTENDS = {"log-mel": "LogMel", "kaldi-fbank": "KaldiFbank", "log-psd": "LogPSD"}
+
+
+def build_pipeline(inputs: Inputs | ImageInputs) -> nn.Module:
+    """The pipeline of a method's kind of input."""
+    if isinstance(inputs, ImageInputs):
+        from avfast.engine.image_inputs import ImagePipeline
+
+        return ImagePipeline(inputs)
+    return InputPipeline(inputs)
 
 
 class InputPipeline(nn.Module):

@@ -32,7 +32,7 @@ class Interval:
     def summary(self) -> dict[str, Any]:
         seconds = max(1e-9, self.data_s + self.compute_s)
         if not self.outputs:
-            raise AvfastError("no step of this interval had two readable clips; avfast media-scan names the files")
+            raise AvfastError("no step of this interval had two readable samples; avfast media-scan names broken clips")
         metrics = {
             name: torch.stack([o.metrics[name].float() for o in self.outputs]).mean().item()
             for name in self.outputs[0].metrics

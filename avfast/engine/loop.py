@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from avfast.data import ClipDataset, EpochSampler
+from avfast.data import EpochSampler
 from avfast.engine.board import Board
 from avfast.engine.build import build_method, build_optimizer, build_schedule
 from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from avfast.engine.config import TrainConfig, config_diff
-from avfast.engine.inputs import InputPipeline
+from avfast.engine.inputs import build_pipeline
 from avfast.engine.interval import Interval, timed
 from avfast.engine.journal import Journal
 from avfast.engine.progress import Progress
@@ -53,18 +53,18 @@ class Trainer:
         validator: what to ask at each look at the validation split, or None.
         out: folder for ``metrics.jsonl`` and ``checkpoints/``.
         accelerator: from :func:`build_accelerator`.
-        fingerprint: of the clips, stored in checkpoints and compared on resume.
+        fingerprint: of the data, stored in checkpoints and compared on resume.
         steps: optimiser steps; a batch that was skipped for its broken files counts.
         kind: "main" or "control".
         resume: checkpoint to continue from.
-        force: continue although the configuration or the clips changed.
+        force: continue although the configuration or the data changed.
         board_folder: where TensorBoard's event files go, if wanted.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        dataset: ClipDataset,
+        dataset: Any,
         validator: Validator | None,
         out: Path,
         accelerator: Any,
@@ -80,15 +80,15 @@ class Trainer:
         self.fingerprint, self.steps, self.kind = fingerprint, steps, kind
         self.method = build_method(config)
         optimizer = build_optimizer(self.method, config.optim)
-        # The schedule watches the bare optimiser: accelerate would step it once per process.
-        self.scheduler = build_schedule(optimizer, config.optim, steps)
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
-        self.pipeline = InputPipeline(self.method.inputs).to(accelerator.device)
+        self.pipeline = build_pipeline(self.method.inputs).to(accelerator.device)
         rank, world = accelerator.process_index, accelerator.num_processes
         torch.manual_seed(config.run.seed + rank)  # dropout differs between processes, initial weights do not
         self.sampler = EpochSampler(
             len(dataset), seed=config.run.seed, batch_size=config.data.batch_size, rank=rank, world_size=world
         )
+        # The schedule watches the bare optimiser: accelerate would step it once per process.
+        self.scheduler = build_schedule(optimizer, config.optim, steps, len(self.sampler))
         on_gpu = accelerator.device.type == "cuda"
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
@@ -171,7 +171,7 @@ class Trainer:
         return output
 
     def _too_small(self, batch: dict[str, Any]) -> bool:
-        """Whether broken files left fewer than two clips here or, as processes must agree, anywhere."""
+        """Whether broken files left fewer than two samples here or, as processes must agree, anywhere."""
         return self._any(len(batch["index"]) < 2)
 
     def _any(self, flag: bool) -> bool:
@@ -256,7 +256,7 @@ class Trainer:
     def _restore(self, state: dict[str, Any], path: Path, *, force: bool) -> None:
         changes = config_diff(state["config"], self._config())
         if state["split_fingerprint"] != self.fingerprint:
-            changes.append(f"clips: fingerprint {state['split_fingerprint'][:12]} -> {self.fingerprint[:12]}")
+            changes.append(f"data: fingerprint {state['split_fingerprint'][:12]} -> {self.fingerprint[:12]}")
         if state["kind"] != self.kind:
             raise CheckpointError(f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run")
         if changes and not force:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from avfast.data import ClipDataset
 from avfast.engine.config import TrainConfig
-from avfast.engine.inputs import InputPipeline
+from avfast.engine.inputs import build_pipeline
 from avfast.engine.progress import clock
 from avfast.engine.sources import DataBundle
 from avfast.errors import AvfastError, ConfigError
@@ -42,6 +41,7 @@ class Plan:
     budget: float | None
     bounds: dict[str, float]
     notes: list[str]
+    noun: str = "clips"
 
     @property
     def seconds(self) -> float | None:
@@ -63,8 +63,8 @@ class Plan:
         bounds = ", ".join(f"{name} {value:.2f}" for name, value in self.bounds.items())
         rows = [
             ("recipe", title),
-            ("clips", f"{clips}; {labels}; fingerprint {self.fingerprint[:12]}"),
-            ("batch", f"{self.batch_size} clips{processes}, {self.steps_per_epoch} steps per epoch"),
+            (self.noun, f"{clips}; {labels}; fingerprint {self.fingerprint[:12]}"),
+            ("batch", f"{self.batch_size} {self.noun}{processes}, {self.steps_per_epoch} steps per epoch"),
             ("steps", f"{self.steps} ({epochs:.1f} epochs){control}"),
             ("parameters", f"{self.parameters:,}, of which {self.trainable:,} are trained"),
             ("memory", f"about {_mib(self.state_bytes)} of weights, gradients and optimiser state, and "
@@ -81,7 +81,7 @@ def make_plan(
     config: TrainConfig,
     bundle: DataBundle,
     method: Method,
-    dataset: ClipDataset,
+    dataset: Any,
     *,
     steps: int,
     steps_per_epoch: int,
@@ -124,6 +124,7 @@ def make_plan(
         budget=budget,
         bounds=method.loss_bounds(config.data.batch_size * processes),
         notes=notes,
+        noun=bundle.noun,
     )
 
 
@@ -132,7 +133,7 @@ def probe_step(config: TrainConfig, method: Method, device: torch.device) -> tup
     batch_size = config.data.batch_size
     size = min(PROBE_CLIPS, batch_size)
     twin = copy.deepcopy(method).to(device).train()
-    pipeline = InputPipeline(method.inputs).to(device)
+    pipeline = build_pipeline(method.inputs).to(device)
     batch = pipeline.example(size)
     own = {p.untyped_storage().data_ptr() for p in twin.parameters()}
     kept: dict[int, int] = {}
@@ -166,7 +167,7 @@ def _probe_clip(dataset: Any) -> float | None:
             sample = dataset[0, index]
         except AvfastError:
             continue
-        if "frames" in sample:
+        if "index" in sample:
             best = min(best or math.inf, time.perf_counter() - began)
     return best
 

@@ -29,6 +29,7 @@ from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError, ConfigError
 from avfast.evaluate import ShuffledPairs, shuffled_order
 from avfast.methods import Method
+from avfast.methods.base import ImageInputs
 
 
 class Interrupted(AvfastError):
@@ -87,7 +88,8 @@ def pretrain(
         keep_freed_memory()
     with ExitStack() as stack:
         with accelerator.main_process_first():  # demo clips and file hashes are written once
-            job = Job(request, config, accelerator, tell, _data_folder(request, stack, tell))
+            method = build_method(config)
+            job = Job(request, config, accelerator, tell, method, _data_folder(request, method, stack, tell))
         plan_lines = job.plan()
         if request.dry_run:
             tell("dry run: no run folder was written")
@@ -104,11 +106,12 @@ class Job:
         config: TrainConfig,
         accelerator: Any,
         tell: Callable[[str], None],
+        method: Method,
         folder: Path,
     ) -> None:
         self.request, self.config, self.accelerator, self.tell = request, config, accelerator, tell
-        self.bundle: DataBundle = open_data(folder)
-        self.method = build_method(config)
+        self.method = method
+        self.bundle: DataBundle = open_data(folder, method.inputs)
         inputs, seed = self.method.inputs, config.run.seed
         cache = fits_in_memory(self.bundle, inputs, config.data)
         self.train_set = build_dataset(
@@ -123,7 +126,7 @@ class Job:
         batch, processes = config.data.batch_size, accelerator.num_processes
         if batch * processes > len(self.train_set):
             raise ConfigError(
-                f"data.batch_size: the training split has {len(self.train_set)} clips, "
+                f"data.batch_size: the training split has {len(self.train_set)} {self.bundle.noun}, "
                 f"fewer than one batch of {batch}" + (f" on {processes} processes" if processes > 1 else "")
             )
         sampler = EpochSampler(len(self.train_set), seed=seed, batch_size=batch, world_size=processes)
@@ -179,7 +182,8 @@ class Job:
             ) from None
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-        summary.files = [p for p in summary.files if "clips" not in p.relative_to(out).parts[:2]]
+        made = {"clips", "demo-scenes"}
+        summary.files = [p for p in summary.files if not made & set(p.relative_to(out).parts[:2])]
         report = write_report(summary, sections)
         summary.files = sorted({*summary.files, report})
         self.accelerator.wait_for_everyone()
@@ -247,16 +251,18 @@ def _steps_of(path: Path) -> int | None:
     return load_checkpoint(path)["config"].get("steps")
 
 
-def _data_folder(request: Request, stack: ExitStack, tell: Callable[[str], None]) -> Path:
+def _data_folder(request: Request, method: Method, stack: ExitStack, tell: Callable[[str], None]) -> Path:
     if request.data != "demo":
         return Path(request.data)
     from avfast.data.commands import progress_bar
-    from avfast.data.demo import honesty_line, make_demo_clips
+    from avfast.data.demo import honesty_line, make_demo_clips, make_scenes
 
-    folder = request.out / "demo-clips"
+    pictures = isinstance(method.inputs, ImageInputs)
+    name, make = ("demo-scenes", make_scenes) if pictures else ("demo-clips", make_demo_clips)
+    folder = request.out / name
     if request.dry_run and not folder.exists():
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "demo-clips"
-    with progress_bar("making clips") as progress:
-        tell(honesty_line(make_demo_clips(folder, progress=progress)))
-    tell(f"demo clips in '{folder}'")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+    with progress_bar(f"making {'scenes' if pictures else 'clips'}") as progress:
+        tell(honesty_line(make(folder, progress=progress)))
+    tell(f"demo {'scenes' if pictures else 'clips'} in '{folder}'")
     return folder

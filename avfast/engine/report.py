@@ -19,7 +19,7 @@ from avfast.engine.progress import clock
 from avfast.engine.tables import align_tables
 from avfast.evaluate import Score
 
-HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level")
+HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level", "mIoU", "kNN image")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class RunSummary:
     pictures: dict[str, Path]
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    noun: str = "clips"
 
 
 def write_report(summary: RunSummary, extra: list[Section] | None = None) -> Path:
@@ -90,7 +91,19 @@ def headline(scores: dict[str, dict[str, Score]]) -> list[str]:
     return lines
 
 
+LEGEND_CLIPS = (
+    "Beside chance: where 95 % of guesses fall (classes, or clips, permuted); inside is no evidence.",
+    "R@k: share of queries with a right answer among the k nearest (higher is better). Median rank of the first "
+    "right answer: lower is better, 1 is best.",
+)
+LEGEND_PICTURES = (
+    "mIoU: mean over classes of intersection over union, a linear head on frozen maps; chance calls everything the "
+    "commonest class.",
+)
+
+
 def _result(summary: RunSummary) -> str:
+    pictures = summary.noun == "pictures"
     protocols: list[str] = []
     lines = [
         "| metric | trained | chance | untrained | shuffled pairs | n | protocol |",
@@ -109,17 +122,16 @@ def _result(summary: RunSummary) -> str:
         lines.append(
             f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} | {mark} |"
         )
+    tied = "the second view cut from another picture" if pictures else "every sound tied to a wrong picture"
     control = (
-        f"Shuffled pairs: a second training of {summary.control_steps} steps with every sound tied to a "
-        "wrong picture, evaluated with its last weights on true pairs."
+        f"Shuffled pairs: a second training of {summary.control_steps} steps with {tied}, evaluated with its last "
+        f"weights{'' if pictures else ' on true pairs'}."
         if summary.control_steps is not None
         else "Shuffled pairs: not run (run.control=false)."
     )
     legend = [
-        "In square brackets: 95 % bootstrap interval over test clips, resampled by class where labels exist.",
-        "Beside chance: where 95 % of guesses fall (classes, or clips, permuted); inside is no evidence.",
-        "R@k: share of queries with a right answer among the k nearest (higher is better). Median rank of the first "
-        "right answer: lower is better, 1 is best.",
+        f"In square brackets: 95 % bootstrap interval over test {summary.noun}, resampled by class where labels exist.",
+        *(LEGEND_PICTURES if pictures else LEGEND_CLIPS),
         f"Trained: the checkpoint of step {summary.best_step}, selected on the validation split; the "
         "test split decided nothing."
         if summary.best_step
@@ -127,7 +139,8 @@ def _result(summary: RunSummary) -> str:
         "Untrained: the initial weights with batch-norm statistics from one pass over the training split.",
         control,
         "Probes read encoder features; an untrained network can score high on easy data: read across.",
-        "Clips of one class in one batch are negatives of each other: the loss need not reach its floor.",
+        *([] if pictures else ["Clips of one class in one batch are negatives of each other: the loss need not reach its "
+                               "floor."]),
     ]  # fmt: skip
     notes = "\n".join(f"{i + 1}. `{text}`" for i, text in enumerate(protocols))
     if summary.class_only is not None:
@@ -164,7 +177,7 @@ def _training(summary: RunSummary) -> str:
         data, compute = (sum(r[k] for r in train) / len(train) for k in ("data_s", "compute_s"))
         rate = sum(r["clips_per_s"] for r in train) / len(train)
         text.append(
-            f"- training speed: {rate:.0f} clips/s; per step {data * 1e3:.0f} ms waiting for data, "
+            f"- training speed: {rate:.0f} {summary.noun}/s; per step {data * 1e3:.0f} ms waiting for data, "
             f"{compute * 1e3:.0f} ms compute"
         )
         for name, c in train[-1]["collapse"].items():
@@ -173,7 +186,7 @@ def _training(summary: RunSummary) -> str:
                 f"effective rank {c['effective_rank']:.1f}, mean cosine {c['mean_cosine']:.2f}"
             )
     broken = sum(summary.errors.values())
-    text.append(f"- clips that could not be read: {len(summary.errors)} files, {broken} times")
+    text.append(f"- {summary.noun} that could not be read: {len(summary.errors)} files, {broken} times")
     text += [f"  - `{name}` ({count})" for name, count in sorted(summary.errors.items())[:10]]
     text += [f"- {note}" for note in summary.notes]
     return "\n".join(text)
@@ -184,6 +197,7 @@ CAPTIONS = {
     "chance and the shuffled-pair control, collapse indicator, and time per step, whose first interval fills caches.",
     "Similarity of test clips": "Red blocks along the diagonal, one per class, are what training aims at.",
     "Retrieval": "For some sounds of the test split, the pictures the trained model puts nearest.",
+    "Correspondence": "Two views of test pictures: cells whose features find each other both ways.",
     "Contact sheet": "Test clips as the model gets them: frames beside the spectrogram, on one clock.",
 }
 

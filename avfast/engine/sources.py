@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader
 
 from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
 from avfast.data.dataset import collate
+from avfast.data.image_folder import ImageDataset
+from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
 from avfast.engine.config import DataConfig
 from avfast.errors import AvfastError, DataError
 from avfast.methods import Inputs
+from avfast.methods.base import ImageInputs
 
 SPLITS = ("train", "val", "test")
 CACHE_LIMIT = 1 << 30
@@ -22,10 +25,12 @@ CACHE_LIMIT = 1 << 30
 
 @dataclass(frozen=True)
 class DataBundle:
-    """The clips of a run: the whole source and one source per split; val and test may be empty (None)."""
+    """The clips or pictures of a run: the whole source and one source per split; val and test may be None.
+    ``noun`` is what a sample is called."""
 
     source: ClipSource
     splits: dict[str, ClipSource | None]
+    noun: str = "clips"
 
     @property
     def fingerprint(self) -> str:
@@ -35,22 +40,35 @@ class DataBundle:
     def labelled(self) -> bool:
         return len(self.source.classes) > 1 and all(label >= 0 for label in self.source.labels)
 
+    @property
+    def mask_classes(self) -> int:
+        """Classes in the masks, background included; 256 where the manifest does not list them."""
+        return len((self.source.manifest or {}).get("mask_classes", range(256)))
 
-def open_data(path: str | Path) -> DataBundle:
-    """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash."""
-    source = ClipSource.open(path)
+
+def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> DataBundle:
+    """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash. `inputs` says
+    whether clips or pictures are looked for."""
+    pictures = isinstance(inputs, ImageInputs)
+    noun = "pictures" if pictures else "clips"
+    source = ClipSource.open(path, extensions=IMAGE_EXTENSIONS if pictures else EXTENSIONS)
     if not source.splits:
         source = source.with_splits()
     parts = {name: source.split(name) if source.splits.get(name) else None for name in SPLITS}
     if parts["train"] is None or len(parts["train"]) < 2:
-        raise DataError(f"{path}: training needs at least 2 clips in the split 'train'; there are {source.splits}")
-    return DataBundle(source, parts)
+        raise DataError(f"{path}: training needs at least 2 {noun} in the split 'train'; there are {source.splits}")
+    return DataBundle(source, parts, noun)
 
 
 def build_dataset(
-    source: ClipSource, inputs: Inputs, data: DataConfig, *, seed: int, train: bool, cache: bool
-) -> ClipDataset:
+    source: ClipSource, inputs: Inputs | ImageInputs, data: DataConfig, *, seed: int, train: bool, cache: bool
+) -> ClipDataset | ImageDataset:
     """A data set that yields what `inputs` asks for; evaluation data are not augmented."""
+    if isinstance(inputs, ImageInputs):
+        return ImageDataset(
+            source, size=inputs.source_size, seed=seed, train=train, on_error=data.on_error,
+            cache="memory" if cache else None, mask_size=inputs.size,
+        )  # fmt: skip
     return ClipDataset(
         source,
         frames=max(1, inputs.frames),
@@ -64,10 +82,12 @@ def build_dataset(
     )
 
 
-def fits_in_memory(bundle: DataBundle, inputs: Inputs, data: DataConfig) -> bool:
+def fits_in_memory(bundle: DataBundle, inputs: Inputs | ImageInputs, data: DataConfig) -> bool:
     """Resolve ``data.cache``: "auto" estimates the decoded size of all clips from the first that opens."""
     if data.cache != "auto":
         return data.cache == "memory"
+    if isinstance(inputs, ImageInputs):
+        return 3 * inputs.source_size**2 * len(bundle.source) < CACHE_LIMIT
     for record in bundle.source.records[:8]:
         try:
             info = probe(record.path)
@@ -87,7 +107,7 @@ def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pi
 
 
 def evaluation_loader(dataset: Any, batch_size: int) -> DataLoader:
-    """Every clip once, in order, read in this process."""
+    """Every sample once, in order, read in this process."""
     sampler = _SamePass(len(dataset), seed=0, batch_size=batch_size, shuffle=False, drop_last=False)
     return _adapted(build_loader(dataset, sampler))
 
@@ -101,21 +121,21 @@ class _SamePass(EpochSampler):
 
 
 def collate_readable(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples; when none of them could be read, a batch of no clips that still says what failed.
+    """Stack samples; when none of them could be read, an empty batch that still says what failed.
 
     One broken file that ends up alone in the last batch of a split must not end a run.
     """
     samples = list(samples)
-    if any("frames" in sample for sample in samples):
+    if any("index" in sample for sample in samples):
         return collate(samples)
     return {"index": torch.zeros(0, dtype=torch.int64), "errors": [e for s in samples for e in s["errors"]]}
 
 
 def readable(loader: DataLoader, errors: dict[str, int] | None = None) -> Iterator[dict[str, Any]]:
-    """The batches of `loader` that hold a clip; failures are added to `errors`.
+    """The batches of `loader` that hold a sample; failures are added to `errors`.
 
     Raises:
-        DataError: no clip at all could be read.
+        DataError: no sample at all could be read.
     """
     count, example = 0, ""
     for batch in loader:

@@ -1,4 +1,4 @@
-"""Retrieval, probes, segmentation, collapse indicators and controls: numbers that always come with the level of chance."""
+"""Retrieval, probes, segmentation, collapse indicators and controls: numbers with the level of chance beside them."""
 
 from __future__ import annotations
 

@@ -35,11 +35,10 @@ def shuffled_order(n: int, *, seed: int) -> list[int]:
 
 
 class ShuffledPairs(Dataset):
-    """A clip data set whose item ``(epoch, i)`` has the frames of clip i and the waveform of clip
-    ``order[i]``.
+    """A data set whose item ``(epoch, i)`` pairs one half of sample i with the other half of sample ``order[i]``.
 
-    Samples are dictionaries with ``frames``, ``waveform`` and ``errors``; a sample without ``frames`` could
-    not be read, and neither can the pair then.
+    Clips keep their frames and get the other's waveform. Pictures get the other's picture as ``other``, from which
+    the second view is cut. A sample without ``index`` could not be read, and neither can the pair then.
     """
 
     def __init__(self, dataset: Any, order: list[int]) -> None:
@@ -55,6 +54,7 @@ class ShuffledPairs(Dataset):
         epoch, index = key
         seen, heard = self.dataset[epoch, index], self.dataset[epoch, self.order[index]]
         errors = [*seen["errors"], *heard["errors"]]
-        if "frames" not in seen or "frames" not in heard:
+        if "index" not in seen or "index" not in heard:
             return {"errors": errors}
-        return {**seen, "waveform": heard["waveform"], "errors": errors}
+        half = {"other": heard["image"]} if "image" in heard else {"waveform": heard["waveform"]}
+        return {**seen, **half, "errors": errors}

@@ -46,8 +46,8 @@ def linear_segmentation(
 ) -> dict[str, Score]:
     """Scores of a 1x1 convolution on standardised frozen maps, its logits enlarged to the masks.
 
-    Each argument is a pair: feature maps float ``[N, C, h, w]`` and masks uint8 ``[N, H, W]`` of class numbers. The head
-    is trained on ``train`` (cross-entropy at a quarter of the masks' resolution, full resolution for scoring), its
+    Each argument is a pair: feature maps float ``[N, C, h, w]`` and masks uint8 ``[N, H, W]`` of class numbers. The
+    head is trained on ``train`` (cross-entropy at a quarter of the masks' resolution, full resolution for scoring), its
     weight decay is chosen on ``val``, and ``test`` is read once. Deterministic.
 
     Returns:

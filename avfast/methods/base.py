@@ -99,6 +99,9 @@ class Method(nn.Module):
 
     card: ClassVar[MethodCard]
     Config: ClassVar[type]
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Settings outside the method's own ``Config`` that this system needs, as dotted overrides: ``{"optim.name":
+    "sgd"}``."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named sets of dotted overrides, for instance the settings of the paper: ``{"paper": {"optim.lr":
     1e-3}}``."""
@@ -134,6 +137,16 @@ class Method(nn.Module):
         """Embeddings in the shared space, ``{"audio": [B, D], "video": [B, D]}``, as retrieval compares
         them."""
         return self.project(self.features(batch))
+
+    def dense_features(self, batch: Batch) -> Tensor:
+        """Feature map of ``image``, ``[B, C, h, w]``, as a segmentation head reads it; only of image methods."""
+        raise NotImplementedError
+
+    def correspondences(self, batch: Batch) -> Any:
+        """What a picture of correspondences draws, or None for a method that matches nothing. An object with ``index``
+        int64 ``[B, S]`` (cell of ``view_k`` for each cell of ``view_q``), ``keep`` bool ``[B, S]`` and ``grid``
+        (rows, columns)."""
+        return None
 
     def exports(self) -> dict[str, nn.Module]:
         """The modules a user takes home, by name; each is written as safetensors with a JSON config."""

@@ -1,7 +1,8 @@
-"""A small audio-visual set made on the spot from pictures and sounds that are free to use."""
+"""Small sets made on the spot from pictures and sounds that are free to use: clips with sound, and scenes."""
 
 from __future__ import annotations
 
 from avfast.data.demo.clips import honesty_line, make_demo_clips
+from avfast.data.demo.scenes import make_scenes
 
-__all__ = ["honesty_line", "make_demo_clips"]
+__all__ = ["honesty_line", "make_demo_clips", "make_scenes"]

@@ -125,6 +125,11 @@ def honesty_line(manifest: dict[str, Any] | None) -> str:
     >>> honesty_line({"media": {"photos": 16, "recordings": 10, "synthetic": 6}}).split(";")[0]
     'demo data: real pictures, SYNTHETIC sounds (6 of 16)'
     """
+    if (manifest or {}).get("generator") == "avfast demo-data --kind scenes":
+        return (
+            "demo data: real photographs and written digits, composed; arrangement artificial: this shows that the code "
+            "learns, not that a method is good"
+        )
     media = (manifest or {}).get("media")
     if not isinstance(media, dict):
         return "media as given by the user"

@@ -119,7 +119,7 @@ def compose(
 
 
 def _piece(rng: np.random.Generator, photo: np.ndarray, part: tuple[float, float], side: int) -> np.ndarray:
-    """A random square of the permitted part of a photograph, resized to ``side``, perhaps mirrored, other brightness."""
+    """A random square of the permitted part of a photograph, resized, perhaps mirrored, brighter or darker."""
     height, width = photo.shape[:2]
     left, right = round(part[0] * width), round(part[1] * width)
     edge = int(min(right - left, height) * rng.uniform(0.6, 1.0))
