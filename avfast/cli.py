@@ -98,9 +98,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     demo.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     demo.add_argument("--seed", type=int, default=0)
 
-    data = add("demo-data", _demo_data, "write real mp4 clips from free photographs and sounds")
+    data = add(
+        "demo-data", _demo_data, "write clips (or scenes with masks) made of free photographs, sounds and digits"
+    )
     data.add_argument("dir", type=Path, metavar="DIR")
-    data.add_argument("--clips", type=int, default=160)
+    data.add_argument("--kind", choices=("clips", "scenes"), default="clips")
+    data.add_argument("--clips", type=int, help="how many clips; 160")
+    data.add_argument("--images", type=int, help="how many scenes; 1200")
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--faults", action="store_true", help="also write broken files of each kind")
     data.add_argument("--photos", type=Path, metavar="DIR", help="take pictures from here")
@@ -196,8 +200,8 @@ def _demo_data(arguments: argparse.Namespace) -> int:
     from avfast.data.commands import demo_data_command
 
     return demo_data_command(
-        arguments.dir, clips=arguments.clips, seed=arguments.seed, faults=arguments.faults,
-        photos=arguments.photos, sounds=arguments.sounds,
+        arguments.dir, kind=arguments.kind, clips=arguments.clips, images=arguments.images, seed=arguments.seed,
+        faults=arguments.faults, photos=arguments.photos, sounds=arguments.sounds,
     )  # fmt: skip
 
 

@@ -65,7 +65,8 @@ class Case:
     exact: Callable[..., tuple[Tensor, ...]]
     eager: Callable[..., tuple[Tensor, ...]]
     factor: float
-    bf16_products: bool = False  # bfloat16 inputs may be multiplied as such: instruction sets agree to its rounding only
+    # bfloat16 inputs may be multiplied as such: instruction sets agree to its rounding only.
+    bf16_products: bool = False
 
     def run(self, *args) -> tuple[Tensor, ...]:
         return as_tuple(getattr(torch.ops.avfast, self.name).default(*args))

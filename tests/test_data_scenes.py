@@ -70,9 +70,16 @@ def test_a_set_that_is_there_is_kept_and_a_stranger_is_left_alone(scenes, tmp_pa
     before = (folder / "images" / "00000.png").stat().st_mtime_ns
     make_scenes(folder, images=40, size=64)
     assert (folder / "images" / "00000.png").stat().st_mtime_ns == before
-    (tmp_path / "manifest.json").write_text('{"clips": []}')
-    with pytest.raises(DataError, match="was not written by avfast demo-data"):
-        make_scenes(tmp_path, images=40)
+    for stranger in ('{"clips": []}', '{"generator": "avfast demo-data", "clips": []}', "no json"):
+        (tmp_path / "manifest.json").write_text(stranger)
+        with pytest.raises(DataError, match="was not written by avfast demo-data --kind scenes"):
+            make_scenes(tmp_path, images=40)
+
+
+def test_a_smaller_set_leaves_nothing_of_a_larger_one(tmp_path):
+    make_scenes(tmp_path, images=14, size=32)
+    make_scenes(tmp_path, images=10, size=32)
+    assert len(list((tmp_path / "images").iterdir())) == len(list((tmp_path / "masks").iterdir())) == 10
 
 
 def test_scenes_load_as_a_data_set_with_masks(scenes):

@@ -34,6 +34,15 @@ def test_mean_iou_agrees_with_torchmetrics():
     assert mean_iou(confusion(predicted, truth, 4)) == pytest.approx(theirs.item(), abs=1e-6)
 
 
+def test_ignored_pixels_count_nowhere():
+    truth = torch.tensor([[0, 1, 255]])
+    assert confusion(torch.tensor([[0, 0, 1]]), truth, 2).tolist() == [[1, 0], [1, 0]]
+    maps, masks = blobs(30, 0)
+    masks[:, :4] = 255
+    scores = linear_segmentation((maps, masks), blobs(8, 1), (maps, masks), classes=3)
+    assert scores["mIoU"].value > 0.7
+
+
 def blobs(n, seed, informative=True):
     generator = torch.Generator().manual_seed(seed)
     cells = torch.randint(0, 3, (n, 4, 4), generator=generator)
@@ -49,7 +58,7 @@ def test_features_that_know_the_classes_score_and_others_do_not():
     assert good["mIoU"].value > 0.7 > 0.4 > bad["mIoU"].value
     assert good["mIoU"].interval[0] <= good["mIoU"].value <= good["mIoU"].interval[1]
     assert 0 < good["mIoU"].chance < 0.25 and good["pixel accuracy"].value > 0.8
-    assert good["mIoU"].n == 30 and "segmentation/1" in good["mIoU"].protocol
+    assert good["mIoU"].n == 30 and "segmentation/2" in good["mIoU"].protocol
 
 
 def test_it_is_deterministic_and_leaves_the_random_state_alone():

@@ -252,7 +252,8 @@ def test_a_permuted_queue_is_the_same_queue(way):
 
 @pytest.mark.parametrize("name", ["q", "k", "queue"])
 @pytest.mark.parametrize(
-    "bad", [torch.ones(4, 8, dtype=torch.int64), [1.0], torch.ones(4, 9), torch.ones(4), torch.ones(4, 8, device="meta")]
+    "bad",
+    [torch.ones(4, 8, dtype=torch.int64), [1.0], torch.ones(4, 9), torch.ones(4), torch.ones(4, 8, device="meta")],
 )
 def test_wrong_tensors_are_refused_by_name(name, bad):
     arguments = dict(zip(("q", "k", "queue"), inputs(4, 8, 4), strict=True)) | {name: bad}

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from avfast.errors import ConfigError
 
 
 def demo_data_command(
     dir: str | Path,
     *,
-    clips: int = 160,
+    kind: str = "clips",
+    clips: int | None = None,
+    images: int | None = None,
     seed: int = 0,
     faults: bool = False,
     photos: str | Path | None = None,
     sounds: str | Path | None = None,
 ) -> int:
-    """Make the demonstration set and say what it is; returns 0.
+    """Make a demonstration set and say what it is; returns 0. ``kind`` is ``"clips"`` or ``"scenes"``.
 
     Raises:
-        AvfastError: see :func:`avfast.data.demo.make_demo_clips`.
+        AvfastError: see :func:`avfast.data.demo.make_demo_clips` and :func:`avfast.data.demo.make_scenes`; or an option
+            of the other kind.
     """
-    from avfast.data.demo import honesty_line, make_demo_clips
+    from avfast.data.demo import honesty_line, make_demo_clips, make_scenes
+
+    if kind == "scenes":
+        given = {"--clips": clips, "--faults": faults or None, "--photos": photos, "--sounds": sounds}
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{option} belongs to --kind clips")
+        with progress_bar("making scenes") as progress:
+            manifest = make_scenes(dir, seed=seed, progress=progress, **({} if images is None else {"images": images}))
+        print(honesty_line(manifest))
+        _print_splits(manifest, dir, "scenes")
+        return 0
+    if images is not None:
+        raise ConfigError("--images belongs to --kind scenes")
+    clips = 160 if clips is None else clips
 
     with progress_bar("making clips") as progress:
         manifest = make_demo_clips(
             dir, clips=clips, seed=seed, faults=faults, photos=photos, sounds=sounds, progress=progress
         )
-    splits: dict[str, int] = {}
-    for clip in manifest["clips"]:
-        splits[clip["split"]] = splits.get(clip["split"], 0) + 1
     print(honesty_line(manifest))
     for note in manifest["notes"]:
         print(f"note: {note}")
-    print(f"{len(manifest['clips'])} clips in {dir}: " + ", ".join(f"{n} {name}" for name, n in splits.items()))
+    _print_splits(manifest, dir, "clips")
     if manifest["faults"]:
         print(f"{len(manifest['faults'])} broken files in {Path(dir) / 'faults'}")
     print(f"sources, licences and hashes: {Path(dir) / 'manifest.json'}")
     return 0
+
+
+def _print_splits(manifest: dict[str, Any], dir: str | Path, noun: str) -> None:
+    splits = Counter(clip["split"] for clip in manifest["clips"])
+    print(f"{len(manifest['clips'])} {noun} in {dir}: " + ", ".join(f"{n} {name}" for name, n in splits.items()))
 
 
 def media_scan_command(

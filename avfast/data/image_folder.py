@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,10 @@ def read_picture(path: str | Path, size: int) -> Tensor:
     image = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1e-12)
+        largest = float(values.max(initial=0.0))
+        # 16 bits where values say so; a 32-bit picture may hold bytes; a float one has no scale but its own.
+        top = 65535.0 if 255 < largest <= 65535 or ";16" in image.mode else max(largest, 255.0)
+        top = max(largest, 1e-12) if image.mode == "F" else top
         image = _pillow().Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -152,13 +156,21 @@ def _open(path: str | Path) -> Any:
     try:
         with pillow.Image.open(path) as image:
             image.load()
-            return pillow.ImageOps.exif_transpose(image)
+            return _upright(image)
     except FileNotFoundError as error:
         raise PictureError(path, "missing", "does not exist") from error
     except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
         empty = path.is_file() and path.stat().st_size == 0
         detail = "is empty" if empty else f"cannot be read as a picture ({str(error).splitlines()[0]})"
         raise PictureError(path, "empty" if empty else "broken", detail) from error
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF block says; a block that cannot be read says nothing."""
+    try:
+        return _pillow().ImageOps.exif_transpose(image)
+    except (struct.error, ValueError, TypeError, SyntaxError, KeyError, OSError):
+        return image.copy()
 
 
 def _square(image: Any, size: int, filter: Any) -> Any:

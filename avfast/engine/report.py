@@ -96,6 +96,7 @@ LEGEND_CLIPS = (
     "R@k: share of queries with a right answer among the k nearest (higher is better). Median rank of the first "
     "right answer: lower is better, 1 is best.",
 )
+NEGATIVES = "Clips of one class in one batch are negatives of each other: the loss need not reach its floor."
 LEGEND_PICTURES = (
     "mIoU: mean over classes of intersection over union, a linear head on frozen maps; chance calls everything the "
     "commonest class.",
@@ -139,8 +140,7 @@ def _result(summary: RunSummary) -> str:
         "Untrained: the initial weights with batch-norm statistics from one pass over the training split.",
         control,
         "Probes read encoder features; an untrained network can score high on easy data: read across.",
-        *([] if pictures else ["Clips of one class in one batch are negatives of each other: the loss need not reach its "
-                               "floor."]),
+        *([] if pictures else [NEGATIVES]),
     ]  # fmt: skip
     notes = "\n".join(f"{i + 1}. `{text}`" for i, text in enumerate(protocols))
     if summary.class_only is not None:

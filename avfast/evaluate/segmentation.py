@@ -12,6 +12,8 @@ from avfast.evaluate.scores import Score
 STRENGTHS = (1e-4, 1e-2)
 """Weight decays the head chooses from, on the validation split."""
 EPOCHS, BATCH, LR, TRAIN_STRIDE = 12, 64, 0.05, 4
+IGNORE = 255
+"""Mask value of pixels that are neither trained on nor scored, as in Pascal VOC."""
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -20,7 +22,9 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     >>> confusion(torch.tensor([[0, 1]]), torch.tensor([[1, 1]]), 2).tolist()
     [[0, 0], [1, 1]]
     """
-    pairs = truth.flatten().long() * classes + predicted.flatten().long()
+    truth, predicted = truth.flatten().long(), predicted.flatten().long()
+    counted = truth != IGNORE
+    pairs = (truth * classes + predicted)[counted]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
@@ -48,7 +52,9 @@ def linear_segmentation(
 
     Each argument is a pair: feature maps float ``[N, C, h, w]`` and masks uint8 ``[N, H, W]`` of class numbers. The
     head is trained on ``train`` (cross-entropy at a quarter of the masks' resolution, full resolution for scoring), its
-    weight decay is chosen on ``val``, and ``test`` is read once. Deterministic.
+    weight decay is chosen on ``val``, and ``test`` is read once. Classes are weighted by one over the square root of
+    their share of ``train``: most pixels are background, and an even cross-entropy would predict little else.
+    Deterministic.
 
     Returns:
         ``mIoU`` and ``pixel accuracy``; chance is what calling everything the commonest class of ``train`` scores. The
@@ -63,13 +69,14 @@ def linear_segmentation(
                 f"avfast.evaluate.linear_segmentation: {name}: expected maps [N, C, h, w] and masks [N, H, W], "
                 f"got {tuple(maps.shape)} and {tuple(masks.shape)}"
             )
-        if masks.numel() and int(masks.max()) >= classes:
+        known = masks[masks != IGNORE]
+        if known.numel() and int(known.max()) >= classes:
             raise ValueError(
                 f"avfast.evaluate.linear_segmentation: {name}: expected class numbers below {classes}, "
-                f"got {int(masks.max())}"
+                f"got {int(known.max())}"
             )
     protocol = (
-        f"segmentation/1 linear head on {tuple(train[0].shape[1:])} maps, n_train={len(train[0])} "
+        f"segmentation/2 linear head on {tuple(train[0].shape[1:])} maps, n_train={len(train[0])} "
         f"n={len(test[0])} {context}"
     ).strip()
     if not (len(train[0]) and len(val[0]) and len(test[0])):
@@ -80,7 +87,7 @@ def linear_segmentation(
     heads = [_fit(maps[0], train[1], classes, strength) for strength in STRENGTHS]
     best = max(heads, key=lambda head: mean_iou(_per_picture(head, maps[1], val[1], classes).sum(0)))
     counts = _per_picture(best, maps[2], test[1], classes)
-    common = torch.bincount(train[1].flatten().long(), minlength=classes).argmax()
+    common = torch.bincount(train[1][train[1] != IGNORE].long(), minlength=classes).argmax()
     guessed = torch.stack([confusion(torch.full_like(mask, int(common)), mask, classes) for mask in test[1]])
     return {
         "mIoU": _score(mean_iou, counts, guessed, protocol),
@@ -115,10 +122,13 @@ def _fit(maps: Tensor, masks: Tensor, classes: int, weight_decay: float) -> torc
     batches = -(-len(maps) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * batches)
     small = masks[:, TRAIN_STRIDE // 2 :: TRAIN_STRIDE, TRAIN_STRIDE // 2 :: TRAIN_STRIDE].long()
+    shares = torch.bincount(small[small != IGNORE], minlength=classes).clamp(min=1).double()
+    weight = shares.rsqrt()
+    weight = (weight / weight.mean()).float()
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(maps), generator=generator).split(BATCH):
             logits = F.interpolate(head(maps[rows]), small.shape[1:], mode="bilinear", align_corners=False)
-            loss = F.cross_entropy(logits, small[rows])
+            loss = F.cross_entropy(logits, small[rows], weight, ignore_index=IGNORE)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

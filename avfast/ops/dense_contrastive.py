@@ -1,4 +1,4 @@
-"""InfoNCE at every position of a feature map, against the matching position of another view: the dense loss of DenseCL."""
+"""InfoNCE at every position of a map, against the matching position of another view: the dense loss of DenseCL."""
 
 from __future__ import annotations
 

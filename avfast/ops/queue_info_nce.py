@@ -36,7 +36,8 @@ def queue_info_nce(
 ) -> Tensor | QueueLoss:
     r"""Contrastive loss of each query against its own key and K negatives, and the gradient in the same pass.
 
-    .. math:: \ell_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}{\exp(q_i \cdot k_i / \tau) + \sum_j \exp(q_i \cdot n_j / \tau)}
+    .. math:: \ell_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}
+              {\exp(q_i \cdot k_i / \tau) + \sum_j \exp(q_i \cdot n_j / \tau)}
 
     Nothing of size N x K is ever stored. Sources: He et al. 2020, MoCo, section 3.1; the global loss of DenseCL
     (Wang et al. 2021, section 3.3).
@@ -118,7 +119,7 @@ class _QueueNce(torch.autograd.Function):
         q, k, queue, match, positive, lse, dq = ctx.saved_tensors
         temperature, normalize = ctx.options
         needs_q, needs_k, needs_queue = ctx.needs_input_grad[:3]
-        # create_graph=True: the differentiable expression. (The compiler traces with gradients on and never asks for it.)
+        # create_graph=True: the differentiable expression. (The compiler traces with gradients on, but never wants it.)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.queue._version != ctx.version:
                 raise RuntimeError("avfast.queue_info_nce: queue was changed before a second derivative was taken")

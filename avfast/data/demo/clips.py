@@ -127,8 +127,8 @@ def honesty_line(manifest: dict[str, Any] | None) -> str:
     """
     if (manifest or {}).get("generator") == "avfast demo-data --kind scenes":
         return (
-            "demo data: real photographs and written digits, composed; arrangement artificial: this shows that the code "
-            "learns, not that a method is good"
+            "demo data: real photographs and written digits; arrangement artificial: this shows that the code learns, "
+            "not that a method is good"
         )
     media = (manifest or {}).get("media")
     if not isinstance(media, dict):

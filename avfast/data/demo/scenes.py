@@ -1,8 +1,8 @@
 """Scenes: small pictures of several objects with a mask of class numbers, made of photographs and written digits.
 
 A scene is a piece of a photograph as background and two to four objects on it. An object is either a blob cut out of
-another photograph (its texture is its class) or a handwritten digit in one colour. Arrangement is artificial: numbers on
-this set show that code learns, and nothing about any method.
+another photograph (its texture is its class) or a handwritten digit in one colour. Arrangement is artificial: numbers
+on this set show that code learns, and nothing about any method.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DIGITS = (0, 1, 4, 7)
 CLASSES = ("background", *TEXTURES, *(f"digit {n}" for n in DIGITS))
 BACKGROUNDS = ("astronaut", "cat", "clock", "coffee", "galaxies", "horse", "photographer", "shuttle-model", "table")
 SIZE, VERSION = 96, 1
+GENERATOR = "avfast demo-data --kind scenes"
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 # The part of every photograph (left to right) and of all written digits that a split may use: they share no pixel.
 PARTS = {"train": (0.0, 0.62), "val": (0.62, 0.76), "test": (0.76, 1.0)}
@@ -45,8 +46,12 @@ def make_scenes(
     share no pixel of a photograph and no written digit. A set that is already there with the same arguments is kept.
 
     Raises:
-        DataError: fewer than 10 images, or ``dir`` holds another program's manifest.
-        MissingDependency: Pillow or scikit-learn is not installed.
+        DataError: fewer than 10 images, a size below 32, or ``dir`` holds another program's manifest.
+        MissingDependency: Pillow, PyAV or scikit-learn is not installed.
+
+    >>> import tempfile
+    >>> make_scenes(tempfile.mkdtemp(), images=10, size=32)["clips"][0]["path"]
+    'images/00000.png'
     """
     if images < 10:
         raise DataError(f"make_scenes: images: expected at least 10, got {images}")
@@ -82,7 +87,7 @@ def make_scenes(
     ]
     digits = "Optical Recognition of Handwritten Digits, Alpaydin and Kaynak 1998 (UCI, CC BY 4.0), from scikit-learn"
     manifest = {
-        "generator": "avfast demo-data --kind scenes",
+        "generator": GENERATOR,
         "recipe": recipe,
         "mask_classes": CLASSES,
         "photos": credits,
@@ -102,7 +107,7 @@ def compose(
     picture = _piece(rng, pixels[rng.choice(BACKGROUNDS)], PARTS[split], size)
     mask = np.zeros((size, size), np.uint8)
     for number in rng.permutation(len(CLASSES) - 1)[: rng.integers(2, 5)] + 1:
-        side = int(size * rng.uniform(0.32, 0.52))
+        side = int(size * rng.uniform(0.38, 0.58))
         if number <= len(TEXTURES):
             patch = _piece(rng, pixels[TEXTURES[number - 1]], PARTS[split], side)
             shape = _blob(rng, side)
@@ -176,9 +181,14 @@ def _previous(root: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError):
         manifest = None
-    if not isinstance(manifest, dict) or not str(manifest.get("generator", "")).startswith("avfast demo-data"):
-        raise DataError(f"{path}: was not written by avfast demo-data; choose another folder")
-    return manifest if manifest.get("recipe") == recipe else None
+    if not isinstance(manifest, dict) or manifest.get("generator") != GENERATOR:
+        raise DataError(f"{path}: was not written by {GENERATOR}; choose another folder")
+    if manifest.get("recipe") == recipe:
+        return manifest
+    for clip in manifest["clips"]:  # of the set that this one replaces
+        for key in ("path", "mask"):
+            (root / clip[key]).unlink(missing_ok=True)
+    return None
 
 
 def _pillow() -> Any:
