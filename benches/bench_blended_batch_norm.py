@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compiled, shapes
-from .candidate import COMPILED, LEAN, PUBLISHED, Candidate, Case
-from .opponents import ours
+from . import shapes
+from .candidate import PUBLISHED, Case
+from .opponents import compiled_step, eager_step, ours
 from .training import Step
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -168,19 +168,6 @@ def oracle(n: Layer) -> dict[str, Tensor]:
     return outputs
 
 
-def _eager(name: str, forward: Callable[[Layer], Tensor], role: str) -> Candidate:
-    return Candidate(name, lambda n: n.step(forward), role)
-
-
-def _compiled(name: str, forward: Callable[[Layer], Tensor], device: str) -> Candidate:
-    return Candidate(
-        f"compile({name})",
-        lambda n: n.step(compiled.compiled(forward)),
-        COMPILED,
-        missing=lambda: compiled.missing(device),
-    )
-
-
 def case(name: str, layout: str = "contiguous", dtype: torch.dtype = torch.float32, device: str = "cpu") -> Case:
     shape = shapes.BATCH_NORM_INPUTS[name]
     return Case(
@@ -190,10 +177,10 @@ def case(name: str, layout: str = "contiguous", dtype: torch.dtype = torch.float
         inputs=lambda: inputs(shape, dtype, layout == "channels_last", device),
         oracle=oracle,
         candidates=(
-            _eager("eager two layers", two_layers, PUBLISHED),
-            _eager("blend", blend, LEAN),
-            _compiled("eager two layers", two_layers, device),
-            _compiled("blend", blend, device),
+            eager_step("eager two layers", two_layers, PUBLISHED),
+            eager_step("blend", blend),
+            compiled_step("eager two layers", two_layers, device),
+            compiled_step("blend", blend, device),
             *ours("blended_batch_norm", lambda n: n.step(avfast_blend), dict, device),
         ),
         mode="forward+backward",

@@ -57,7 +57,8 @@ class Case:
 
     ``inputs()`` returns fresh, equal inputs at every call (seeded), because training-mode ops change buffers.
     ``oracle(inputs)`` is the answer in float64, from an independent formula.
-    ``bytes_moved`` is the least traffic the op can do; ``traffic`` names the ceiling it is held against.
+    ``bytes_moved`` is the least traffic the op can do and ``flops`` the least arithmetic; ``traffic`` names the
+    ceiling it is held against: bytes by ``"read"`` or ``"copy"``, flops by ``"fma"``.
     """
 
     op: str
@@ -74,6 +75,7 @@ class Case:
     flops: int = 0
     traffic: str = "read"
     exact: tuple[str, ...] = field(default=())  # outputs that must match bit for bit (masks, counts)
+    slow_rounds: int = 0  # calls take about a second: so many rounds on a CPU, and on the most threads only
     least_allowance: float = 0.0  # relative error nobody can help (ReLU kinks deep inside a network)
 
     @property

@@ -28,7 +28,7 @@ AGAIN = " (again)"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How carefully to measure. ``rounds=None`` means 20 on a GPU and 11 on a CPU."""
+    """How carefully to measure. ``rounds=None`` means 20 on a GPU, 11 on a CPU or what a slow case asks for."""
 
     threads: int = 1
     rounds: int | None = None
@@ -38,8 +38,8 @@ class Protocol:
     measure_memory: bool = True
     cores_in_use: int = 1  # the most threads anything in this run has used
 
-    def rounds_on(self, device: str) -> int:
-        return self.rounds or (20 if torch.device(device).type == "cuda" else 11)
+    def rounds_of(self, case: Case) -> int:
+        return self.rounds or (20 if torch.device(case.device).type == "cuda" else case.slow_rounds or 11)
 
 
 @dataclass
@@ -189,7 +189,7 @@ def _time(case: Case, running: Sequence[_Entrant], protocol: Protocol) -> tuple[
         with entrant.candidate.scope():
             repeat[entrant.candidate.name] = timing.repeats_for(entrant.calls, case.device)
     slices: dict[str, list[timing.Slice]] = {name: [] for name in field_of}
-    rounds, begin = protocol.rounds_on(case.device), time.perf_counter()
+    rounds, begin = protocol.rounds_of(case), time.perf_counter()
     gc.collect()
     gc.disable()  # a collection would land on whoever happens to run
     try:
@@ -216,9 +216,11 @@ def _noise(slices: dict[str, list], twin: str) -> float:
 
 
 def _describe(case: Case, running: Sequence[_Entrant], slices: dict[str, list], protocol: Protocol) -> None:
-    ceiling = None
-    if case.bytes_moved:
-        ceiling = machine.bandwidth(case.traffic, case.bytes_moved, case.device, protocol.threads)
+    ceiling, work, unit = None, case.bytes_moved, "bytes"
+    if case.traffic == "fma":
+        ceiling, work, unit = machine.fma_rate(case.dtype, case.device, protocol.threads), case.flops, "flops"
+    elif work:
+        ceiling = machine.bandwidth(case.traffic, work, case.device, protocol.threads)
     for entrant in running:
         taken = slices[entrant.candidate.name]
         wall = timing.Spread.of([s.wall for s in taken])
@@ -230,12 +232,12 @@ def _describe(case: Case, running: Sequence[_Entrant], slices: dict[str, list], 
             cpu_s=timing.Spread.of([s.cpu for s in taken]).median,
         )
         if ceiling:
-            rate = case.bytes_moved / wall.median
+            rate = work / wall.median
             entrant.record.update(
-                bytes_per_s=rate,
-                ceiling_bytes_per_s=ceiling,
-                ceiling=case.traffic,
-                ceiling_share=rate / ceiling,
+                {
+                    f"{unit}_per_s": rate,
+                    f"ceiling_{unit}_per_s": ceiling,
+                    "ceiling": case.traffic,
+                    "ceiling_share": rate / ceiling,
+                }
             )
-        if case.flops:
-            entrant.record["flops_per_s"] = case.flops / wall.median

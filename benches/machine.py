@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,3 +149,18 @@ def bandwidth(kind: str, nbytes: int, device: str, threads: int) -> float:
         raise ValueError(f"bandwidth: kind: expected 'read' or 'copy', got {kind!r}")
     readers = (source.sum, source.amax, lambda: torch.dot(source, source))
     return 4 * elements / min(best_seconds(reader, device) for reader in readers)
+
+
+@functools.cache
+def fma_rate(dtype: torch.dtype, device: str, threads: int) -> float | None:
+    """Multiplications and additions per second that ``threads`` cores can do at once, from registers; None if unknown.
+
+    For bfloat16 it is the rate of the dot-product instruction where the processor has one. Needs avfast's library.
+    """
+    from avfast import _library
+
+    if _library.native is None or torch.device(device).type != "cpu" or dtype == torch.float64:
+        return None
+    kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+    with ThreadPoolExecutor(threads) as pool:
+        return 1e9 * sum(pool.map(_library.native.peak_gflops, [kind] * threads))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from . import compiled
-from .candidate import BACKEND, COMPILED, OURS, PUBLISHED, Call, Candidate
+from .candidate import BACKEND, COMPILED, LEAN, OURS, PUBLISHED, Call, Candidate
 
 Function = Callable[[Any], Any]
 
@@ -26,6 +27,30 @@ def compile_of(name: str, function: Function, view: Callable, device: str, *, sl
         return lambda: fast(inputs)
 
     return Candidate(f"compile({name})", prepare, COMPILED, view, missing=lambda: compiled.missing(device), slow=slow)
+
+
+def eager_step(name: str, forward: Function, role: str = LEAN, **options) -> Candidate:
+    """Forward and backward of ``forward(inputs)`` in eager PyTorch; the inputs know their leaves (``step``)."""
+    return Candidate(name, lambda inputs: inputs.step(forward), role, **options)
+
+
+def compiled_step(name: str, forward: Function, device: str) -> Candidate:
+    """The same with ``forward`` under torch.compile, its backward included."""
+
+    def prepare(inputs: Any) -> Call:
+        return inputs.step(compiled.compiled(forward))
+
+    return Candidate(f"compile({name})", prepare, COMPILED, missing=lambda: compiled.missing(device))
+
+
+def installed(*modules: str) -> Callable[[], str | None]:
+    """``missing`` of a candidate that needs these packages."""
+
+    def missing() -> str | None:
+        absent = [name for name in modules if importlib.util.find_spec(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    return missing
 
 
 def ours(op: str, prepare: Callable[[Any], Call], view: Callable, device: str = "cpu") -> tuple[Candidate, ...]:

@@ -12,6 +12,18 @@ BENCHES = {
     "blended_batch_norm": "bench_blended_batch_norm",
     "overhead": "bench_overhead",
     "train_step": "bench_train_step",
+    "queue_info_nce": "bench_queue_nce",
+    "info_nce": "bench_info_nce",
+    "nt_xent": "bench_nt_xent",
+    "sigmoid_contrastive": "bench_sigmoid",
+    "dense_match": "bench_dense_match",
+    "densecl_step": "bench_densecl_step",
+}
+
+#: Benches that belong together, for a record of one family.
+FAMILIES = {
+    "batch_norm": tuple(BENCHES)[:5],
+    "contrastive": tuple(BENCHES)[5:],
 }
 
 

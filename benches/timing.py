@@ -60,7 +60,8 @@ def time_slice(calls: Sequence[Callable[[], Any]], repeat: int, device: str) -> 
 
 def repeats_for(calls: Sequence[Callable[[], Any]], device: str, min_slice: float = MIN_SLICE_S) -> int:
     """How many calls make a slice. The first calls also warm caches up."""
-    time_slice(calls, len(calls), device)
+    if time_slice(calls, len(calls), device).wall > 50 * min_slice:
+        return 1
     once = min(time_slice(calls, len(calls), device).wall for _ in range(3))  # a hiccup would make slices short
     return max(1, math.ceil(min_slice / max(once, 1e-9)))
 

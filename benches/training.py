@@ -10,7 +10,7 @@ from .memory import Saved, saved_for_backward
 
 
 class Step:
-    """``forward()``, then the gradients of its output with respect to ``wrt``.
+    """``forward()``, then the gradients of its output with respect to ``wrt``; a loss needs no seed ``gradient``.
 
     Calling it returns ``{"output": y, "d_<name>": gradient, ...}`` and the ``buffers`` the forward updates in
     place, so that an update nobody pays for does not go unnoticed. ``saved()`` weighs what the forward holds:
@@ -21,7 +21,7 @@ class Step:
         self,
         forward: Callable[[], torch.Tensor],
         wrt: Mapping[str, torch.Tensor],
-        gradient: torch.Tensor,
+        gradient: torch.Tensor | None,
         *,
         parameters: Iterable[torch.Tensor] = (),
         inputs: Iterable[torch.Tensor] = (),

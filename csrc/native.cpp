@@ -36,6 +36,15 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "poison_outputs", [](bool on) { avfast_poison_outputs(on); }, pybind11::arg("on"),
       "For tests: outputs start as NaN (or -1), with guards on both sides.");
+  m.def(
+      "peak_gflops",
+      [](const std::string& kind) {
+        if (kind != "fp32" && kind != "bf16")
+          throw pybind11::value_error("avfast: peak_gflops: expected 'fp32' or 'bf16', got " + kind);
+        pybind11::gil_scoped_release release;
+        return avfast_peak_gflops(kind == "bf16");
+      },
+      pybind11::arg("kind"), "Most multiply-adds this thread can do, in GFLOP/s; takes a tenth of a second.");
   m.def("unchanged", &unchanged, pybind11::arg("homes"), pybind11::arg("keys"), pybind11::arg("objects"));
   m.def("build_info", [] { return std::string(avfast_build_info()); }, "JSON: compiler, flags, CUDA, torch headers.");
 }
