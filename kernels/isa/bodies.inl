@@ -4,6 +4,7 @@
 #include "../common/gemm_tile.inl"
 #include "../common/scratch.inl"
 #include "../common/pack.inl"
+#include "../common/peak.inl"
 #include "../batch_norm/bn_scan_cpu.inl"
 #include "../batch_norm/channel_reduce_cpu.inl"
 #include "../batch_norm/channel_stats_cpu.inl"
@@ -19,6 +20,7 @@
 inline KernelTable make_table(const char* isa) {
   return {
       isa,
+      multiply_add_cpu,
       bn_scan_cpu,
       channel_stats_cpu,
       blended_bn_fwd_cpu,

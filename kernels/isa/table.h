@@ -9,6 +9,7 @@ namespace avfast {
 
 struct KernelTable {
   const char* isa;  // "base", "avx2", "avx512", "avx512_bf16"
+  int64_t (*multiply_add)(bool bf16, int64_t rounds);
   void (*bn_scan)(const BnScanArgs&, const Parallel&);
   void (*channel_stats)(const ChannelStatsArgs&, const Parallel&);
   void (*blended_bn_fwd)(const BlendedBnFwdArgs&, const Parallel&);
