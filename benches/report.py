@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import run
 from .candidate import OURS, PUBLISHED
+from .goals import goals_table
 from .ratios import is_difference
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -84,6 +85,8 @@ def title(record: dict) -> str:
 def record_table(record: dict) -> str:
     """One record as Markdown: every candidate asked for, those that did not run with the reason."""
     lines = [f"### {title(record)}", "", headline(record) + ".", ""]
+    if "measured_at" in record:
+        lines += [f"Measured at {record['measured_at']}.", ""]
     if not record["publishable"]:
         lines += [f"**Not for publication:** {'; '.join(record['not_for_publication'])}.", ""]
     lines += [
@@ -149,6 +152,8 @@ def machine_line(machine: dict) -> str:
 def markdown(results: dict) -> str:
     """The full report."""
     parts = [f"# Benchmarks\n\nMachine: {machine_line(results['machine'])}.\n"]
+    if asked := goals_table(results["cases"]):
+        parts.append("### Asked and measured\n\n" + asked)
     parts += [record_table(record) for record in results["cases"]]
     if results["overhead"]:
         parts.append("### Cost of a call\n\n" + overhead_table(results["overhead"]))
@@ -167,6 +172,10 @@ def readme_block(results: dict) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_readme_row(record) for record in chosen]
+    earlier = [record for record in chosen if "measured_at" in record]
+    for when in sorted({record["measured_at"] for record in earlier}):
+        ops = dict.fromkeys(record["op"] for record in earlier if record["measured_at"] == when)
+        lines += ["", f"Rows of {', '.join(ops)} were measured at {when}."]
     if held_back:
         lines += ["", f"{len(held_back)} cases were measured on a busy machine and are not shown."]
     if results["overhead"]:

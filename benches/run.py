@@ -72,7 +72,7 @@ def measure(
 def _plan(module, device: str, counts: Sequence[int], match: str) -> Iterator:
     for case in module.cases(device):
         if match in case.key:
-            for count in counts:
+            for count in counts[-1:] if case.slow_rounds else counts:
                 yield count, case
 
 
@@ -90,7 +90,8 @@ def save(results: dict, path: str | os.PathLike) -> None:
 def record(results: dict, folder: Path = RESULTS) -> int:
     """Replace this machine's file unless something in ``results`` is not for publication; the exit status.
 
-    The committed file is kept small: six digits, and the worst error instead of one per output.
+    What other benches left in it stays, marked with the commit and date it is of. The file is kept small: six digits,
+    and the worst error instead of one per output.
     """
     refused = [
         f"{case['key']} on {case['threads']} threads: {'; '.join(case['not_for_publication'])}"
@@ -101,9 +102,19 @@ def record(results: dict, folder: Path = RESULTS) -> int:
         print("not recorded, the machine was busy:", *refused, sep="\n  ", file=sys.stderr)
         return 1
     path = folder / f"{machine.slug(results['machine'])}.json"
-    save(_compact(results), path)
+    save(_compact(_beside_others(results, path)), path)
     print(f"recorded {path.name}")
     return 0
+
+
+def _beside_others(results: dict, path: Path) -> dict:
+    """``results`` with the records of all benches it does not hold, from the file that is there."""
+    if not path.exists():
+        return results
+    old, fresh = load(path), {record["op"] for record in results["cases"]}
+    when = f"{old['machine']['commit']}, {old['machine']['date']}"
+    kept = [{"measured_at": when, **record} for record in old["cases"] if record["op"] not in fresh]
+    return {**results, "cases": kept + results["cases"], "overhead": results["overhead"] or old["overhead"]}
 
 
 def _compact(value):
@@ -125,6 +136,7 @@ def load(path: str | os.PathLike) -> dict:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m avfast.benches.run", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(registry.BENCHES)}")
+    parser.add_argument("--only", choices=registry.FAMILIES, help="the benches of one family")
     parser.add_argument("--threads", help="comma-separated thread counts (default: 1 and all cores)")
     parser.add_argument("--rounds", type=int, help="rounds per case (default: 11 on a CPU, 20 on a GPU)")
     parser.add_argument("--seconds", type=float, help="stop a case after this long, once 5 rounds are complete")
@@ -138,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in chosen.names:
         if name not in registry.BENCHES:
             parser.error(f"unknown bench {name!r}: expected any of {', '.join(registry.BENCHES)}")
+    if chosen.only and chosen.names:
+        parser.error(f"expected names or --only, got {chosen.names[0]} and --only {chosen.only}")
 
     from .report import overhead_table, record_table
 
@@ -145,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(overhead_table(record) if isinstance(record, list) else record_table(record), flush=True)
 
     results = measure(
-        chosen.names,
+        registry.FAMILIES[chosen.only] if chosen.only else chosen.names,
         threads=[int(count) for count in chosen.threads.split(",")] if chosen.threads else None,
         rounds=chosen.rounds,
         seconds=chosen.seconds,

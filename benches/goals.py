@@ -1,0 +1,176 @@
+"""What was asked of avfast, against what a record shows: `goals_table` puts the two beside each other.
+
+A goal names a case by op, shape, dtype and layout, and reads one number from its record on the most threads measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .candidate import COMPILED, CONTEXT, LEAN, OURS, PEER, PUBLISHED
+
+Measure = Callable[[dict], tuple[float, str] | None]  # record -> number and whom it is against; None: not measured
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At least (or ``most``: at most) ``bound``, shown as ``text`` formats it."""
+
+    case: str  # op/shape/layout/dtype
+    what: str
+    measure: Measure
+    bound: float
+    text: str = "{:.2f}x"
+    most: bool = False
+
+    def met(self, value: float) -> bool:
+        return value <= self.bound if self.most else value >= self.bound
+
+
+def _timed(record: dict, *roles: str) -> Iterator[dict]:
+    return (c for c in record["candidates"] if c["status"] == "ok" and c["role"] in roles)
+
+
+def _ours(record: dict) -> dict | None:
+    return next(_timed(record, OURS), None)
+
+
+def faster_than(*roles: str, only: str = "") -> Measure:
+    """How many times faster than the quickest candidate in these roles whose name contains ``only``."""
+
+    def measure(record: dict) -> tuple[float, str] | None:
+        ours = _ours(record)
+        rivals = [c for c in _timed(record, *roles) if only in c["name"]]
+        if ours is None or not rivals:
+            return None
+        rival = min(rivals, key=lambda c: c["median_s"])
+        return rival["median_s"] / ours["median_s"], rival["name"]
+
+    return measure
+
+
+def share_of_peak(record: dict) -> tuple[float, str] | None:
+    share = (_ours(record) or {}).get("ceiling_share")
+    return None if share is None else (100 * share, "measured in the same run")
+
+
+def _peak(candidate: dict) -> int:
+    """Tensors that were allocated, or pages that became resident, whichever is more: kernels allocate without torch."""
+    return max(candidate.get("peak_resident_bytes") or 0, candidate.get("peak_bytes") or 0)
+
+
+def peak_mib(record: dict) -> tuple[float, str] | None:
+    ours = _ours(record)
+    return None if ours is None or "peak_bytes" not in ours else (_peak(ours) / 2**20, "outputs included")
+
+
+def saves_memory(returned: int) -> Measure:
+    """Peak of the published form over ours, both beyond the ``returned`` bytes of gradients that everybody makes."""
+
+    def measure(record: dict) -> tuple[float, str] | None:
+        ours, published = _ours(record), next(_timed(record, PUBLISHED), None)
+        if ours is None or published is None or "peak_bytes" not in ours:
+            return None
+        return (_peak(published) - returned) / max(_peak(ours) - returned, 1), "beyond the gradients"
+
+    return measure
+
+
+def held_share(record: dict) -> tuple[float, str] | None:
+    """What the published form holds for backward over what ours holds."""
+    ours, published = _ours(record), next(_timed(record, PUBLISHED), None)
+    if ours is None or published is None or not ours.get("saved_bytes"):
+        return None
+    return published["saved_bytes"] / ours["saved_bytes"], published["name"]
+
+
+def cost(*roles: str) -> Measure:
+    """Our time over that of the first candidate in these roles."""
+
+    def measure(record: dict) -> tuple[float, str] | None:
+        ours, other = _ours(record), next(_timed(record, *roles), None)
+        return None if ours is None or other is None else (ours["median_s"] / other["median_s"], other["name"])
+
+    return measure
+
+
+def refused(name: str) -> Measure:
+    """1 if we ran and the candidate called ``name`` could not, else 0."""
+
+    def measure(record: dict) -> tuple[float, str] | None:
+        peer = next((c for c in record["candidates"] if c["name"] == name), None)
+        if peer is None or _ours(record) is None or peer.get("reason", "").startswith("not installed"):
+            return None
+        return float(peer["status"] != "ok"), peer.get("reason", "it ran")
+
+    return measure
+
+
+EAGER, COMPILE, LEANEST = faster_than(PUBLISHED), faster_than(COMPILED), faster_than(COMPILED, only="lean")
+SCAN = "batch_norm_scan/resnet50/contiguous/float32"
+STATS = "channel_stats/resnet50.layer1/{}/float32"
+BLEND = "blended_batch_norm/resnet18.layer2/contiguous/float32"
+QUEUE = "queue_info_nce/dense/contiguous/{}"
+CLIP = "info_nce/clip/contiguous/float32"
+PAIRS = "nt_xent/pairs-{}/contiguous/float32"
+STEP = "densecl_step/resnet50/contiguous/float32"
+METRIC_LEARNING = "pytorch-metric-learning"
+
+GOALS = (
+    Goal(SCAN, "over eager", EAGER, 100),
+    Goal(SCAN, "over torch.compile", COMPILE, 25),
+    Goal(STATS.format("contiguous"), "over eager", EAGER, 40),
+    Goal(STATS.format("contiguous"), "over torch.compile", COMPILE, 2.3),
+    Goal(STATS.format("channels_last"), "over eager", EAGER, 25),
+    Goal(STATS.format("channels_last"), "over torch.compile", COMPILE, 1.5),
+    Goal(BLEND, "over two layers", EAGER, 4),
+    Goal(BLEND, "over the blend", faster_than(LEAN), 1.5),
+    Goal(BLEND, "less held for backward", held_share, 3),
+    Goal(QUEUE.format("float32"), "over eager", EAGER, 6),
+    Goal(QUEUE.format("float32"), "over torch.compile", COMPILE, 2.4),
+    Goal(QUEUE.format("float32"), "share of FMA peak", share_of_peak, 88, "{:.0f} %"),
+    Goal(QUEUE.format("float32"), "peak extra memory", peak_mib, 4e6 / 2**20, "{:.2f} MiB", most=True),
+    Goal(QUEUE.format("bfloat16"), "over autocast eager", EAGER, 12),
+    Goal(QUEUE.format("bfloat16"), "over the leanest compiled form", LEANEST, 2),
+    Goal(QUEUE.format("bfloat16"), "share of FMA peak", share_of_peak, 88, "{:.0f} %"),
+    Goal(QUEUE.format("bfloat16"), "peak extra memory", peak_mib, 4e6 / 2**20, "{:.2f} MiB", most=True),
+    Goal(CLIP, "over eager", EAGER, 4),
+    Goal(CLIP, "over torch.compile", COMPILE, 2),
+    Goal(CLIP, "over linear_cross_entropy", faster_than(PEER), 2),
+    Goal(CLIP, "less memory than eager", saves_memory(2 * 8192 * 512 * 4), 50),
+    Goal(PAIRS.format(64), "over " + METRIC_LEARNING, faster_than(PEER), 1),
+    Goal(PAIRS.format(256), "over " + METRIC_LEARNING, faster_than(PEER), 1),
+    Goal(PAIRS.format(16384), f"runs where {METRIC_LEARNING} cannot", refused(METRIC_LEARNING), 1, "{:.0f}"),
+    Goal(STEP, "cost of a MoCo-v2 step", cost(CONTEXT), 1.01, "{:.3f}x", most=True),
+    Goal(STEP, "cost of a step with eager losses", cost(PUBLISHED), 0.9, "{:.3f}x", most=True),
+)
+
+
+def rows(records: Sequence[dict]) -> list[tuple[Goal, float | None, str]]:
+    """Every goal whose case was measured, with the number and whom it is against."""
+    most: dict[str, dict] = {}
+    for record in records:
+        case = "/".join(record["key"].split("/")[:4])
+        if case not in most or record["threads"] >= most[case]["threads"]:
+            most[case] = record
+    found = []
+    for goal in GOALS:
+        if goal.case in most:
+            value, against = goal.measure(most[goal.case]) or (None, "not measured")
+            found.append((goal, value, against))
+    return found
+
+
+def goals_table(records: Sequence[dict]) -> str:
+    """Markdown: asked against measured; empty if no goal's case was measured."""
+    found = rows(records)
+    if not found:
+        return ""
+    lines = ["| case | what | asked | measured | |", "| --- | --- | --- | --- | --- |"]
+    for goal, value, against in found:
+        asked = ("at most " if goal.most else "at least ") + goal.text.format(goal.bound)
+        measured = f"{against}" if value is None else f"{goal.text.format(value)} ({against})"
+        verdict = "" if value is None else "met" if goal.met(value) else "**missed**"
+        lines.append(f"| {goal.case} | {goal.what} | {asked} | {measured} | {verdict} |")
+    return "\n".join(lines) + "\n"
