@@ -23,7 +23,7 @@ def attempt(bench: str, key: str, name: str, nbytes: int) -> None:
 @functools.cache
 def out_of_memory(bench: str, key: str, name: str, nbytes: int, seconds: float = 120.0) -> str | None:
     """None if the candidate gets through, else why not, in words."""
-    limit = f"{nbytes / 2**30:.0f} GiB"
+    limit = f"{nbytes / 2**30:.3g} GiB"
     try:
         done = subprocess.run(
             [sys.executable, "-c", CODE, bench, key, name, str(nbytes)],

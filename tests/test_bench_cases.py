@@ -10,9 +10,16 @@ from avfast.benches import (
     bench_batch_norm_scan,
     bench_blended_batch_norm,
     bench_channel_stats,
+    bench_dense_match,
+    bench_densecl_step,
+    bench_info_nce,
+    bench_nt_xent,
     bench_overhead,
+    bench_queue_nce,
+    bench_sigmoid,
     bench_train_step,
     harness,
+    limited,
     quick,
     report,
     run,
@@ -31,6 +38,13 @@ from avfast.benches.candidate import COMPILED
         bench_channel_stats.case("resnet50.layer3", "channels_last", torch.bfloat16),
         bench_blended_batch_norm.case("resnet18.layer4"),
         bench_blended_batch_norm.case("resnet18.layer4", "channels_last"),
+        bench_queue_nce.case("small"),
+        bench_queue_nce.case("small", torch.bfloat16),
+        bench_info_nce.case("small"),
+        bench_info_nce.l2_case("l2-64"),
+        bench_nt_xent.case("pairs-64"),
+        bench_sigmoid.case("small"),
+        bench_dense_match.case("small"),
     ],
     ids=lambda case: case.key,
 )
@@ -39,8 +53,9 @@ def test_every_candidate_of_a_case_computes_the_same(chosen):
     record = harness.run_case(chosen, quick_protocol(rounds=1, include=lambda candidate: candidate.role != COMPILED))
     for entry in record["candidates"]:
         if entry["role"] != COMPILED:
-            runs_anyway = entry.get("reason") == "it is what avfast runs already"
-            assert entry["status"] == "ok" or runs_anyway, entry
+            reason = entry.get("reason", "")
+            excused = reason == "it is what avfast runs already" or reason.startswith("not installed: ")
+            assert entry["status"] == "ok" or excused, entry
     assert by_name(record)["avfast"]["worst_error"] < (5e-3 if chosen.dtype == torch.bfloat16 else 2e-6)
 
 
@@ -63,6 +78,31 @@ def test_training_steps_agree_whatever_the_layer():
     for answer in others:
         torch.testing.assert_close(answer["loss"], expected["loss"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(answer["d_last"], expected["d_last"], rtol=1e-2, atol=1e-4)
+
+
+def test_densecl_steps_agree_whatever_computes_the_losses():
+    chosen = bench_densecl_step.case("small")
+    record = harness.run_case(chosen, quick_protocol(rounds=1))
+    assert [entry["status"] for entry in record["candidates"]] == ["ok"] * 3, record["candidates"]
+    assert by_name(record)["DenseCL, avfast"]["worst_error"] < 1e-3
+    moco = next(c for c in chosen.candidates if c.name.startswith("MoCo")).prepare(chosen.inputs())()
+    assert set(moco) == {"loss", "d_global"}  # no dense branch, not one that is multiplied by zero
+
+
+def test_a_candidate_that_runs_out_of_memory_says_so_from_a_process_of_its_own():
+    key = bench_nt_xent.case("pairs-4096").key
+    reason = limited.out_of_memory("nt_xent", key, "eager", 2**29)
+    assert reason.startswith("cannot run in 0.5 GiB") and "alloc" in reason
+    assert limited.out_of_memory("nt_xent", bench_nt_xent.case("pairs-64").key, "eager", 2**33) is None
+
+
+def test_slow_cases_are_measured_on_the_most_threads_only():
+    planned = {case.shape_name: count for count, case in run._plan(bench_queue_nce, "cpu", [1, 2], "float32")}
+    assert planned == {"dense": 2, "global": 2, "small": 2}
+    counts = [count for count, case in run._plan(bench_queue_nce, "cpu", [1, 2], "/global/")]
+    assert counts == [1, 2, 1, 2]
+    protocol = harness.Protocol()
+    assert [protocol.rounds_of(bench_queue_nce.case(name)) for name in ("dense", "small")] == [5, 11]
 
 
 def test_kernel_table_says_what_is_missing():

@@ -257,3 +257,19 @@ def test_bandwidth_of_a_copy_and_a_read_are_plausible():
         assert 1e8 < machine.bandwidth(kind, 2**20, "cpu", torch.get_num_threads()) < 1e13
     with pytest.raises(ValueError, match="expected 'read' or 'copy', got 'write'"):
         machine.bandwidth("write", 2**20, "cpu", 1)
+
+
+def test_the_multiply_add_ceiling():
+    from avfast import _library
+
+    assert machine.fma_rate(torch.float64, "cpu", 1) is None
+    if _library.native is None:
+        assert machine.fma_rate(torch.float32, "cpu", 1) is None
+        return
+    one = machine.fma_rate(torch.float32, "cpu", 1)
+    a = torch.randn(512, 512)
+    product = 2 * 512**3 / timing.best_seconds(lambda: a @ a, "cpu") / torch.get_num_threads()
+    assert 0.8 * product < one < 1e12  # a loop that the compiler had thrown away would show more, a stalling one less
+    assert machine.fma_rate(torch.bfloat16, "cpu", 1) > 0.8 * one
+    with pytest.raises(ValueError, match="expected 'fp32' or 'bf16', got fp64"):
+        _library.native.peak_gflops("fp64")
