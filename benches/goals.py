@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .candidate import COMPILED, CONTEXT, LEAN, OURS, PEER, PUBLISHED
+from .candidate import COMPILED, LEAN, OURS, PEER, PUBLISHED
 
 Measure = Callable[[dict], tuple[float, str] | None]  # record -> number and whom it is against; None: not measured
 
@@ -85,11 +85,12 @@ def held_share(record: dict) -> tuple[float, str] | None:
     return published["saved_bytes"] / ours["saved_bytes"], published["name"]
 
 
-def cost(*roles: str) -> Measure:
-    """Our time over that of the first candidate in these roles."""
+def cost(name: str) -> Measure:
+    """Our time over that of the candidate whose name begins so."""
 
     def measure(record: dict) -> tuple[float, str] | None:
-        ours, other = _ours(record), next(_timed(record, *roles), None)
+        timed = (c for c in record["candidates"] if c["status"] == "ok" and c["name"].startswith(name))
+        ours, other = _ours(record), next(timed, None)
         return None if ours is None or other is None else (ours["median_s"] / other["median_s"], other["name"])
 
     return measure
@@ -142,8 +143,8 @@ GOALS = (
     Goal(PAIRS.format(64), "over " + METRIC_LEARNING, faster_than(PEER), 1),
     Goal(PAIRS.format(256), "over " + METRIC_LEARNING, faster_than(PEER), 1),
     Goal(PAIRS.format(16384), f"runs where {METRIC_LEARNING} cannot", refused(METRIC_LEARNING), 1, "{:.0f}"),
-    Goal(STEP, "cost of a MoCo-v2 step", cost(CONTEXT), 1.01, "{:.3f}x", most=True),
-    Goal(STEP, "cost of a step with eager losses", cost(PUBLISHED), 0.9, "{:.3f}x", most=True),
+    Goal(STEP, "cost of a MoCo-v2 step", cost("MoCo-v2"), 1.01, "{:.3f}x", most=True),
+    Goal(STEP, "cost of a step with eager losses", cost("DenseCL, eager"), 0.9, "{:.3f}x", most=True),
 )
 
 

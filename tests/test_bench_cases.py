@@ -83,7 +83,7 @@ def test_training_steps_agree_whatever_the_layer():
 def test_densecl_steps_agree_whatever_computes_the_losses():
     chosen = bench_densecl_step.case("small")
     record = harness.run_case(chosen, quick_protocol(rounds=1))
-    assert [entry["status"] for entry in record["candidates"]] == ["ok"] * 3, record["candidates"]
+    assert [entry["status"] for entry in record["candidates"]] == ["ok"] * 4, record["candidates"]
     assert by_name(record)["DenseCL, avfast"]["worst_error"] < 1e-3
     moco = next(c for c in chosen.candidates if c.name.startswith("MoCo")).prepare(chosen.inputs())()
     assert set(moco) == {"loss", "d_global"}  # no dense branch, not one that is multiplied by zero
