@@ -99,20 +99,21 @@ def oracle(n: Pairs, *, l2: bool = False) -> dict[str, Tensor]:
 def _case(name: str, shape: tuple[int, int], dtype: torch.dtype, device: str, candidates, l2: bool = False) -> Case:
     rows, width = shape
     forward = avfast_l2 if l2 else avfast_loss
+    slow = 5 if rows >= 8192 else 0
     return Case(
         op="info_nce",
         shape_name=name,
         shape=shape,
         inputs=lambda: pairs(rows, width, dtype, device),
         oracle=lambda n: oracle(n, l2=l2),
-        candidates=(*candidates, *ours("info_nce", lambda n: n.step(forward), dict, device)),
+        candidates=(*candidates, *ours("info_nce", lambda n: n.step(forward), dict, device, backends=not slow)),
         mode="forward+backward",
         dtype=dtype,
         device=device,
         bytes_moved=4 * rows * width * dtype.itemsize,
         flops=8 * rows * rows * width,  # the logits twice, and one product for each gradient
         traffic="fma",
-        slow_rounds=5 if rows >= 8192 else 0,
+        slow_rounds=slow,
     )
 
 

@@ -53,9 +53,12 @@ def installed(*modules: str) -> Callable[[], str | None]:
     return missing
 
 
-def ours(op: str, prepare: Callable[[Any], Call], view: Callable, device: str = "cpu") -> tuple[Candidate, ...]:
-    """avfast as a user gets it, then the same call held to each other backend of the device."""
+def ours(
+    op: str, prepare: Callable[[Any], Call], view: Callable, device: str = "cpu", *, backends: bool = True
+) -> tuple[Candidate, ...]:
+    """avfast as a user gets it, then (with ``backends``) the same call held to each other backend of the device."""
     others = ("torch", "triton") if torch.device(device).type == "cuda" else ("torch",)
+    others = others if backends else ()
     return (
         Candidate("avfast", prepare, OURS, view),
         *(_held_to(backend, op, prepare, view, device) for backend in others),
