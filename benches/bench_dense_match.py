@@ -73,8 +73,8 @@ def case(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
         candidates=(
             plain("eager", published, view),
             plain("lean", lean, view, LEAN),
-            compile_of("eager", published, view, device),
-            compile_of("lean", lean, view, device),
+            compile_of("eager", published, view, device, slow=name == "small"),
+            compile_of("lean", lean, view, device, slow=name == "small"),
             *ours("dense_match", avfast_match, view, device),
         ),
         dtype=dtype,

@@ -132,8 +132,8 @@ def case(name: str, device: str = "cpu") -> Case:
     if rows < LARGE:
         here += [
             eager_step("lean", lean),
-            compiled_step("eager", published, device),
-            compiled_step("lean", lean, device),
+            compiled_step("eager", published, device, slow=rows < 256),
+            compiled_step("lean", lean, device, slow=rows < 256),
         ]
     found.append(
         Case(

@@ -171,7 +171,7 @@ def oracle(n: Losses) -> dict[str, Tensor]:
     return {"output": total / n.match.numel(), "d_q": gradient / n.match.numel()}
 
 
-def _rivals(dtype: torch.dtype, device: str) -> tuple[Candidate, ...]:
+def _rivals(dtype: torch.dtype, device: str, small: bool) -> tuple[Candidate, ...]:
     on_cpu = {"missing": lambda: None if device == "cpu" else "torch has this form of it on the CPU only"}
     by_hand = (
         eager_step("torch flash attention, V = K", flash, **on_cpu),
@@ -182,15 +182,15 @@ def _rivals(dtype: torch.dtype, device: str) -> tuple[Candidate, ...]:
             eager_step("eager, autocast", autocast(published), PUBLISHED),
             eager_step("lean, bf16 queue", lean),
             *by_hand,
-            compiled_step("eager, autocast", autocast(published), device),
-            compiled_step("lean, bf16 queue", lean, device),
+            compiled_step("eager, autocast", autocast(published), device, slow=small),
+            compiled_step("lean, bf16 queue", lean, device, slow=small),
         )
     return (
         eager_step("eager", published, PUBLISHED),
         eager_step("lean", lean),
         *by_hand,
-        compiled_step("eager", published, device),
-        compiled_step("lean", lean, device),
+        compiled_step("eager", published, device, slow=small),
+        compiled_step("lean", lean, device, slow=small),
     )
 
 
@@ -204,7 +204,7 @@ def case(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
         inputs=lambda: inputs(shape, dtype, device),
         oracle=oracle,
         candidates=(
-            *_rivals(dtype, device),
+            *_rivals(dtype, device, name == "small"),
             *ours("queue_info_nce", lambda n: n.step(avfast_loss), dict, device, backends=not slow),
         ),
         mode="forward+backward",

@@ -34,13 +34,13 @@ def eager_step(name: str, forward: Function, role: str = LEAN, **options) -> Can
     return Candidate(name, lambda inputs: inputs.step(forward), role, **options)
 
 
-def compiled_step(name: str, forward: Function, device: str) -> Candidate:
+def compiled_step(name: str, forward: Function, device: str, *, slow: bool = False) -> Candidate:
     """The same with ``forward`` under torch.compile, its backward included."""
 
     def prepare(inputs: Any) -> Call:
         return inputs.step(compiled.compiled(forward))
 
-    return Candidate(f"compile({name})", prepare, COMPILED, missing=lambda: compiled.missing(device))
+    return Candidate(f"compile({name})", prepare, COMPILED, missing=lambda: compiled.missing(device), slow=slow)
 
 
 def installed(*modules: str) -> Callable[[], str | None]:

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--match", default="", help="only cases whose key contains this")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--slow", action="store_true", help="compile whole networks too (minutes)")
+    parser.add_argument("--slow", action="store_true", help="compile networks and test shapes too (minutes)")
     parser.add_argument("--json", metavar="OUT", help="write the results here")
     parser.add_argument("--record", action="store_true", help="replace results/<this machine>.json")
     chosen = parser.parse_args(arguments)
