@@ -16,7 +16,7 @@ from .pairs import Pairs, pairs, through_unit, unit
 
 TEMPERATURE = 0.1
 CHUNK = 256
-MEMORY = 14 * 2**30  # three copies of the largest logits, and some
+MEMORY = 8 * 2**30  # two copies of the largest logits do not fit
 
 #: (N, D), N pairs
 SHAPES = {
