@@ -127,7 +127,7 @@ def case(name: str, device: str = "cpu") -> Case:
     here = [
         eager_step("eager", published, PUBLISHED, **limited("eager", 4096)),
         Candidate(peer, metric_learning, PEER, **limited(peer, 256, installed("pytorch_metric_learning"))),
-        eager_step("chunked, analytic gradient", chunked),
+        eager_step("chunked, analytic gradient", chunked, slow=rows == LARGE),
     ]
     if rows < LARGE:
         here += [

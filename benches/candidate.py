@@ -48,7 +48,7 @@ class Candidate:
     view: Callable[[Any], Answer] = _as_it_is
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     missing: Callable[[], str | None] = _never
-    slow: bool = False  # left out unless asked for (compilation, of whole networks or for shapes of tests)
+    slow: bool = False  # left out unless asked for (compiling networks or shapes of tests, many seconds per call)
 
 
 @dataclass(frozen=True)
