@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +30,7 @@ ARCHITECTURES = (80, 90, 100)
 # As setup.py builds, so that the numbers are those of the shipped code.
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas", "-v"]
 GRACE = 16
+WIDE_LOAD = r"ld\.global\.v4\.b32|ld\.global\.v2\.b64|cp\.async\.cg\.shared\.global [^\n]*0x10"
 SKIPPED = 77
 
 Usage = dict[str, dict[str, int]]  # kernel and architecture -> registers, stack, spills, shared
@@ -122,32 +123,44 @@ def measure_triton() -> tuple[str, dict[str, Usage]]:
         raise Unavailable("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; use a process without it")
     try:
         import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
     except ImportError as error:
         raise Unavailable(f"Triton does not import: {error}") from None
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not cuobjdump.is_file():
+    if not find_cuobjdump().is_file():
         raise Unavailable("this Triton has no cuobjdump to read registers with")
+    sources = sorted(KERNELS.rglob("*_triton.py"))
+    with ProcessPoolExecutor(2) as pool:
+        results = list(pool.map(compile_triton, sources))
+    return triton.__version__, {
+        str(source.relative_to(KERNELS)): usage for source, usage in zip(sources, results, strict=True)
+    }
+
+
+def find_cuobjdump() -> Path:
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def compile_triton(path: Path) -> Usage:
+    """Every case of one file's `aot_cases`, for every architecture."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     sys.path.insert(0, str(ROOT))  # `kernels` is a package of the checkout; installed it is avfast.kernels
-    measured: dict[str, Usage] = {}
-    for path in sorted(KERNELS.rglob("*_triton.py")):
-        name = path.relative_to(ROOT).with_suffix("")
-        module = importlib.import_module(".".join(name.parts))
-        usage = measured[str(path.relative_to(KERNELS))] = {}
-        for case in module.aot_cases():
-            source = aot_source(ASTSource, case)
-            for arch in ARCHITECTURES:
-                compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case["options"])
-                if case["wide_loads"] and not re.search(
-                    r"ld\.global\.v4\.b32|ld\.global\.v2\.b64", compiled.asm["ptx"]
-                ):
-                    raise RuntimeError(f"{case['name']} for sm_{arch} reads x in less than 16 bytes at a time")
-                usage[f"{case['name']} sm_{arch}"] = {
-                    **read_cubin(cuobjdump, compiled.asm["cubin"]),
-                    "shared": compiled.metadata.shared,
-                }
-    return triton.__version__, measured
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    usage: Usage = {}
+    for case in module.aot_cases():
+        source = aot_source(ASTSource, case)
+        for arch in ARCHITECTURES:
+            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case["options"])
+            if case["wide_loads"] and not re.search(WIDE_LOAD, compiled.asm["ptx"]):
+                raise RuntimeError(f"{case['name']} for sm_{arch} reads x in less than 16 bytes at a time")
+            usage[f"{case['name']} sm_{arch}"] = {
+                **read_cubin(find_cuobjdump(), compiled.asm["cubin"]),
+                "shared": compiled.metadata.shared,
+            }
+    return usage
 
 
 def aot_source(ast_source: type, case: dict):
@@ -155,10 +168,12 @@ def aot_source(ast_source: type, case: dict):
     are known."""
     names, integers = case["kernel"].arg_names, case["integers"]
     constants = case["constants"] | {n: 1 for n, value in integers.items() if value == 1}
-    signature = dict.fromkeys(constants, "constexpr") | case["pointers"]
+    signature = (
+        dict.fromkeys(constants, "constexpr") | case["pointers"] | dict.fromkeys(case.get("doubles", ()), "fp64")
+    )
     for name, value in integers.items():
         signature.setdefault(name, "i32" if value < 2**31 else "i64")
-    by_16 = [n for n in names if n in case["pointers"] or n not in constants and integers[n] % 16 == 0]
+    by_16 = [n for n in names if n in case["pointers"] or n not in constants and integers.get(n, 1) % 16 == 0]
     return ast_source(
         case["kernel"],
         {n: signature[n] for n in names},

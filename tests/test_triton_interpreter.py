@@ -1,44 +1,45 @@
 """Triton kernels run by Triton's interpreter on the CPU, against float64.
 
-TRITON_INTERPRET must be set before a kernel is defined, so the tests marked `interpreter` run in a pytest
-process of their own, which the first test starts. By hand: TRITON_INTERPRET=1 pytest
-tests/test_triton_interpreter.py Problems are tiny: an iteration costs milliseconds whatever the tile's size
-(programs x iterations <= 200 per test).
+The first test starts a pytest process of their own for all files of this kind; see tests/interpreted.py. Problems are
+tiny: an iteration costs milliseconds whatever the tile's size (programs x iterations <= 200 per test).
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interpreted import INTERPRETING, interpreted
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-try:
-    import triton  # noqa: F401
-
-    WHY_NOT = "" if INTERPRETING else "needs TRITON_INTERPRET=1; test_in_a_process_of_its_own runs it"
-except ImportError as error:
-    WHY_NOT = f"Triton does not import: {error}"
-
-
-def interpreted(test):
-    return pytest.mark.interpreter(pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)(test))
+from avfast.ops import _registry
 
 
 @pytest.mark.skipif(INTERPRETING, reason="this is the process of its own")
 def test_in_a_process_of_its_own():
     pytest.importorskip("triton", reason="Triton is not installed, so there is nothing to interpret")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", __file__, "-m", "interpreter", "-p", "no:cacheprovider"]
+    files = sorted(map(str, Path(__file__).parent.glob("test_triton_*.py")))
+    command = [sys.executable, "-m", "pytest", *files, "-m", "interpreter", "-p", "no:cacheprovider"]
     child = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
     assert "passed" in child.stdout and "skipped" not in child.stdout, child.stdout[-2000:]
+
+
+@pytest.mark.parametrize("boundary", [b for b in _registry.BOUNDARIES.values() if b.triton], ids=lambda b: b.name)
+def test_launchers_take_what_the_schema_says(boundary):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    module, name = boundary.triton.split(":")
+    launcher = getattr(importlib.import_module(module), name)
+    schema = getattr(torch.ops.avfast, boundary.name).default._schema
+    assert list(inspect.signature(launcher).parameters) == [argument.name for argument in schema.arguments]
 
 
 @pytest.fixture
