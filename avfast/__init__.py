@@ -12,9 +12,13 @@ from .ops.blended_batch_norm import blended_batch_norm
 from .ops.bn_scan import Scan as _Scan  # noqa: F401  (registers the op)
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import ChannelStats, channel_stats
+from .ops.dense_contrastive import Correspondence, dense_contrastive
 from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
+from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
+from .ops.sigmoid_contrastive import sigmoid_contrastive
+from .ops.sup_con import sup_con
 
 __version__ = "0.1.0"
 
@@ -39,6 +43,7 @@ from .nn import (  # noqa: E402
 __all__ = [
     "BatchNormReport",
     "ChannelStats",
+    "Correspondence",
     "DenseMatch",
     "FeatureQueue",
     "GroupShuffleBN",
@@ -48,6 +53,7 @@ __all__ = [
     "channel_affine",
     "channel_stats",
     "convert_abri",
+    "dense_contrastive",
     "dense_match",
     "explain",
     "fold_abri",
@@ -55,11 +61,14 @@ __all__ = [
     "info_nce",
     "momentum_update",
     "nn",
+    "nt_xent",
     "queue_info_nce",
     "random_match",
     "reset_batchnorm",
     "scan_batchnorm",
     "set_backend",
+    "sigmoid_contrastive",
+    "sup_con",
     "use_backend",
     "watch_channels",
 ]

@@ -10,8 +10,23 @@ from __future__ import annotations
 from .ops.blended_batch_norm import blended_batch_norm
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import channel_stats
+from .ops.dense_contrastive import dense_contrastive
 from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
+from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
+from .ops.sigmoid_contrastive import sigmoid_contrastive
+from .ops.sup_con import sup_con
 
-__all__ = ["blended_batch_norm", "channel_affine", "channel_stats", "dense_match", "info_nce", "queue_info_nce"]
+__all__ = [
+    "blended_batch_norm",
+    "channel_affine",
+    "channel_stats",
+    "dense_contrastive",
+    "dense_match",
+    "info_nce",
+    "nt_xent",
+    "queue_info_nce",
+    "sigmoid_contrastive",
+    "sup_con",
+]

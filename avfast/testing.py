@@ -198,6 +198,50 @@ def _make_match(shape, dtype, generator):
     return q, k
 
 
+def _make_pairs(shape, dtype, generator):
+    """Rows [N, D] and seven columns more; the positives start at column 3, and one column is left out of each row."""
+    n, d = min(shape[0] * math.prod(shape[2:]), 300), shape[1]
+    a, b = (torch.randn(m, d, generator=generator, dtype=torch.float64).to(dtype) for m in (n, n + 7))
+    return a, b, torch.full((1,), 0.2, dtype=_layout.accumulation_dtype(a)), None, None, 3, 0, 0, d > 1, True
+
+
+def _row_gradient(n: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Of one sign, as a mean has it: scalar gradients would else be small differences, each a draw of its rounding."""
+    return torch.rand(n, generator=generator, dtype=torch.float64).add(0.5).to(_layout.accumulation_dtype(x))
+
+
+def _make_pairs_gradient(shape, dtype, generator):
+    a, b, temperature, *rest = _make_pairs(shape, dtype, generator)
+    row_lse, col_lse, _, count = contrastive.pair_nce_forward(a, b, temperature, *rest)
+    grads = [_row_gradient(len(x), a, generator) for x in (a, b)]
+    labels, options = rest[:2], rest[2:]
+    return (*grads, a, b, temperature, row_lse, col_lse, *labels, count, *options)
+
+
+def _make_self(shape, dtype, generator):
+    n, d = min(shape[0] * math.prod(shape[2:]), 300) // 2 * 2, shape[1]
+    n = max(n, 4) if n else 0  # of one pair alone the gradient is zero, and would be compared with rounding noise
+    z = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
+    return z, torch.full((1,), 0.2, dtype=_layout.accumulation_dtype(z)), None, d > 1
+
+
+def _make_self_gradient(shape, dtype, generator):
+    z, temperature, labels, normalize = _make_self(shape, dtype, generator)
+    lse, _, count = contrastive.self_nce_forward(z, temperature, labels, normalize)
+    return _row_gradient(len(z), z, generator), z, temperature, lse, labels, count, normalize
+
+
+def _make_sigmoid(shape, dtype, generator):
+    a, b, *_ = _make_pairs(shape, dtype, generator)
+    wide = _layout.accumulation_dtype(a)
+    return a, b, torch.full((1,), 10.0, dtype=wide), torch.full((1,), -10.0, dtype=wide), 3, shape[1] > 1
+
+
+def _make_sigmoid_gradient(shape, dtype, generator):
+    a, *rest = _make_sigmoid(shape, dtype, generator)
+    return (_row_gradient(len(a), a, generator), a, *rest)
+
+
 def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
     """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
 
@@ -250,6 +294,60 @@ CASES = (
         batch_norm.channel_affine_backward,
         batch_norm.channel_affine_backward,
         BACKWARD_FACTOR,
+    ),
+    Case(
+        "pair_nce_fwd",
+        "info_nce",
+        _make_pairs,
+        contrastive.pair_nce_forward,
+        autocast(contrastive.pair_nce_forward),
+        FORWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "pair_nce_bwd",
+        "info_nce",
+        _make_pairs_gradient,
+        contrastive.pair_nce_backward,
+        autocast(contrastive.pair_nce_backward, 2),
+        BACKWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "self_nce_fwd",
+        "nt_xent",
+        _make_self,
+        contrastive.self_nce_forward,
+        autocast(contrastive.self_nce_forward),
+        FORWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "self_nce_bwd",
+        "nt_xent",
+        _make_self_gradient,
+        contrastive.self_nce_backward,
+        autocast(contrastive.self_nce_backward, 1),
+        BACKWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "sigmoid_nce_fwd",
+        "sigmoid_contrastive",
+        _make_sigmoid,
+        lambda *a: (contrastive.sigmoid_nce_forward(*a),),
+        autocast(contrastive.sigmoid_nce_forward),
+        FORWARD_FACTOR,
+        bf16_products=True,
+    ),
+    Case(
+        "sigmoid_nce_bwd",
+        "sigmoid_contrastive",
+        _make_sigmoid_gradient,
+        contrastive.sigmoid_nce_backward,
+        autocast(contrastive.sigmoid_nce_backward, 1),
+        BACKWARD_FACTOR,
+        bf16_products=True,
     ),
     Case(
         "queue_nce_fwd",
@@ -333,20 +431,6 @@ class CheckRow:
         return self.error <= self.tolerance
 
 
-def _check_info_nce(dtype: torch.dtype, generator: torch.Generator) -> CheckRow:
-    from .ops.info_nce import info_nce
-
-    a, b = (torch.randn(48, 24, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
-    options = {"distance": "cosine", "normalize": True, "symmetric": True}
-    exact = contrastive.info_nce(a.double(), b.double(), 0.1, **options)
-    eager = contrastive.info_nce(a.float(), b.float(), 0.1, **options)
-    result = info_nce(a, b, reduction="none")
-    backend = backends.explain("info_nce", a).chosen
-    return CheckRow(
-        "info_nce", str(dtype)[6:], backend, relative_error(result, exact), budget(eager, exact, FORWARD_FACTOR)
-    )
-
-
 def unable(device: str = "cpu") -> dict[str, str]:
     """Public ops that the backend chosen by name cannot take on this device, and why."""
     name = backends.current()
@@ -371,8 +455,6 @@ def check(device: str = "cpu", seed: int = 0) -> Iterator[CheckRow]:
                     args = tuple(_to(a, device) for a in laid_out(case.make(shape, dtype, generator), layout))
                     rows += case.errors(*args)
             yield CheckRow(case.name, str(dtype)[6:], backend, *max(rows, key=lambda row: row[0] / row[1]))
-    for dtype in DTYPES if "info_nce" not in left_out else ():
-        yield _check_info_nce(dtype, torch.Generator().manual_seed(seed))
 
 
 def _to(a: object, device: str) -> object:

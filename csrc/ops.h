@@ -11,6 +11,7 @@ namespace avfast {
 using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensors4 channel_stats_fwd(Tensor x, double dead_threshold);
@@ -40,6 +41,20 @@ Tensor queue_nce_bwd_queue(
 
 Tensors2 dense_match_fwd(Tensor feat_q, Tensor feat_k);
 
+Tensors4 pair_nce_fwd(
+    Tensor a, Tensor b, Tensor temperature, std::optional<Tensor> labels_a, std::optional<Tensor> labels_b, int64_t positive,
+    int64_t exclude, int64_t distance, bool normalize, bool columns);
+Tensors3 pair_nce_bwd(
+    Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor temperature, Tensor row_lse, Tensor col_lse,
+    std::optional<Tensor> labels_a, std::optional<Tensor> labels_b, Tensor count, int64_t positive, int64_t exclude,
+    int64_t distance, bool normalize, bool columns);
+Tensors3 self_nce_fwd(Tensor z, Tensor temperature, std::optional<Tensor> labels, bool normalize);
+Tensors2 self_nce_bwd(
+    Tensor grad, Tensor z, Tensor temperature, Tensor lse, std::optional<Tensor> labels, Tensor count, bool normalize);
+Tensor sigmoid_nce_fwd(Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t positive, bool normalize);
+Tensors5 sigmoid_nce_bwd(
+    Tensor grad_row, Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t positive, bool normalize);
+
 }  // namespace avfast
 
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
@@ -57,4 +72,10 @@ Tensors2 dense_match_fwd(Tensor feat_q, Tensor feat_k);
 #define AVFAST_REGISTER_CPU_OPS(m)                                        \
   m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd));             \
   m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue)); \
-  m.impl("dense_match_fwd", TORCH_BOX(&avfast::dense_match_fwd))
+  m.impl("dense_match_fwd", TORCH_BOX(&avfast::dense_match_fwd));         \
+  m.impl("pair_nce_fwd", TORCH_BOX(&avfast::pair_nce_fwd));               \
+  m.impl("pair_nce_bwd", TORCH_BOX(&avfast::pair_nce_bwd));               \
+  m.impl("self_nce_fwd", TORCH_BOX(&avfast::self_nce_fwd));               \
+  m.impl("self_nce_bwd", TORCH_BOX(&avfast::self_nce_bwd));               \
+  m.impl("sigmoid_nce_fwd", TORCH_BOX(&avfast::sigmoid_nce_fwd));         \
+  m.impl("sigmoid_nce_bwd", TORCH_BOX(&avfast::sigmoid_nce_bwd))

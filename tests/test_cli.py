@@ -34,7 +34,7 @@ def test_recipes_lists_what_runs_and_what_is_planned(capsys):
     text = capsys.readouterr().out
     assert text.startswith("av-align\n") and "arXiv 2303.17490" in text and "needs: " in text
     runnable, planned = text.split("planned, not in this version: ")
-    assert "densecl" in planned and "densecl" not in runnable and "av-align" not in planned
+    assert "cim" in planned and "cim" not in runnable and "densecl" in runnable and "av-align" not in planned
 
 
 def test_recipes_explains_the_keys_of_one(capsys):

@@ -61,6 +61,29 @@ def all_reduce_sum(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return _AllReduceSum.apply(x, group)
 
 
+def all_gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows of every process by rank, without a gradient."""
+    _, size = world(group)
+    if size == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return torch.cat(parts)
+
+
+def merge_logsumexp(lse: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """log-sum-exp over processes of one log-sum-exp per column, as two reductions of that length."""
+    _, size = world(group)
+    if size == 1:
+        return lse
+    top = lse.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+    # Where every process has -inf, the difference would be NaN.
+    total = torch.where(lse == -torch.inf, 0.0, (lse - top).exp())
+    dist.all_reduce(total, group=group)
+    return top + total.log()
+
+
 def require_even(op: str, argument: str, x: Tensor, group: dist.ProcessGroup | None = None) -> None:
     """Every process must bring as many rows: a gather of uneven ones aborts under gloo and hangs under NCCL.
 

@@ -18,6 +18,9 @@ class Correspondence(NamedTuple):
     Attributes:
         index: int64 ``[B, S]``, positions of the key map.
         valid: bool ``[B, S]``; where false the position has no counterpart and takes no part in the loss.
+
+    >>> Correspondence(torch.tensor([[0, 2]]), torch.tensor([[True, False]])).index.shape
+    torch.Size([1, 2])
     """
 
     index: Tensor
@@ -66,7 +69,7 @@ def dense_contrastive(
 
     >>> q = torch.eye(2).expand(1, 2, 2)  # [B=1, D=2, S=2]
     >>> round(dense_contrastive(q, q, -torch.eye(2), torch.tensor([[0, 1]]), temperature=1.0).item(), 4)
-    0.4083
+    0.4076
     """
     name = "dense_contrastive"
     _check.floating(name, "q", q)

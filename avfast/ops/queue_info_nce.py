@@ -17,6 +17,10 @@ class QueueLoss(NamedTuple):
     ``positive`` is the positive's logit and ``negative`` the log of the summed exponentials of all negatives' logits,
     so ``loss = softplus(negative - positive)``; both have the shape of an unreduced loss, and are 0 where a row is left
     out.
+
+    >>> parts = queue_info_nce(torch.eye(2), torch.eye(2), -torch.eye(2), temperature=1.0, return_parts=True)
+    >>> parts.positive.tolist()
+    [1.0, 1.0]
     """
 
     loss: Tensor
@@ -123,8 +127,10 @@ class _QueueNce(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.queue._version != ctx.version:
                 raise RuntimeError("avfast.queue_info_nce: queue was changed before a second derivative was taken")
-            loss, _, _ = reference.queue_nce(q, k, ctx.queue, match, temperature, normalize)
-            wanted = [x for x, needed in ((q, needs_q), (k, needs_k), (ctx.queue, needs_queue)) if needed]
+            # Nodes of their own: where k was computed from q, a gradient with respect to q would take in that path too.
+            q, k, queue = (x.view_as(x) for x in (q, k, ctx.queue))
+            loss, _, _ = reference.queue_nce(q, k, queue, match, temperature, normalize)
+            wanted = [x for x, needed in ((q, needs_q), (k, needs_k), (queue, needs_queue)) if needed]
             found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
             return (*(next(found) if needed else None for needed in (needs_q, needs_k, needs_queue)), None, None, None)
         grad_q = (dq * grad.unsqueeze(1)).to(q.dtype) if needs_q else None

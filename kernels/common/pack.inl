@@ -32,6 +32,11 @@ inline V<Acc<T>> load_up_to(const T* p, int64_t n) {
   return n >= lanes_of<Acc<T>> ? load(p) : load_part(p, n, Acc<T>(0));
 }
 
+template <typename T>
+inline void store_up_to(T* p, V<Acc<T>> v, int64_t n) {
+  n >= lanes_of<Acc<T>> ? store(p, v) : store_part(p, v, n);
+}
+
 // out[k][columns] = x[k * stride_k + c * stride_c] for k < rows, with zeros from c = live on. `columns` is a multiple of the lanes.
 template <typename T>
 inline void pack(

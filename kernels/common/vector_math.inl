@@ -1,4 +1,4 @@
-// exp and log1p on vectors. Included after simd.inl, once per instruction set.
+// exp, log1p and sqrt on vectors. Included after simd.inl, once per instruction set.
 
 // Rounds to the nearest integer by adding and subtracting 1.5 * 2^(mantissa bits); `bits` keeps the integer in its low end.
 template <typename A>
@@ -73,4 +73,18 @@ inline V<A> log1p_v(V<A> u) {
 #pragma GCC unroll 17
   for (int k = terms - 2; k >= 0; --k) sum = sum * squared + splat<A>(A(1) / A(2 * k + 1));
   return splat<A>(A(2)) * z * sum;
+}
+
+template <typename A>
+inline V<A> sqrt_v(V<A> x) {
+#if AVFAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return (V<A>)_mm512_sqrt_ps((__m512)x);
+  else return (V<A>)_mm512_sqrt_pd((__m512d)x);
+#elif AVFAST_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4) return (V<A>)_mm256_sqrt_ps((__m256)x);
+  else return (V<A>)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int64_t l = 0; l < lanes_of<A>; ++l) x[l] = std::sqrt(x[l]);
+  return x;
+#endif
 }

@@ -94,8 +94,12 @@ def dense_match_fwd_triton(feat_q: Tensor, feat_k: Tensor) -> tuple[Tensor, Tens
 
 def match_tiles(dtype: torch.dtype) -> Tiles:
     if dtype is torch.float64:
-        return Tiles(32, 32, 16, 16, False, 4, 2, registers=168)
-    return Tiles(64, 64, 16, 16, False, 8, 2) if dtype is torch.float32 else Tiles(64, 64, 64, 64, False, 4, 3)
+        return Tiles(32, 32, 16, 16, False, 4, 2, registers=255)
+    return (
+        Tiles(64, 64, 16, 16, False, 8, 2, registers=255)
+        if dtype is torch.float32
+        else Tiles(64, 64, 64, 64, False, 4, 3)
+    )
 
 
 def aot_cases() -> list[dict]:

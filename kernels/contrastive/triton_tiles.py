@@ -115,24 +115,24 @@ def padded(features: int) -> int:
 
 
 def parts(owned: int, walked: int) -> int:
-    """Into how many parts a walk of `walked` tiles is cut, with `owned` tiles that walk: the fewest that leave at most
-    a twentieth of the last wave of programs idle, or come closest to that."""
+    """Into how many parts a walk over `walked` tiles is cut, with `owned` tiles that walk: the fewest that keep all
+    multiprocessors busy up to a twentieth of the time, or come closest to that."""
 
     def idle(count: int) -> float:
         programs = owned * count
         return triton.cdiv(programs, WAVE) * WAVE / programs - 1
 
-    most = max(min(walked // 4, max(WAVE // max(owned, 1), 8)), 1)
-    return min(range(1, most + 1), key=lambda count: (max(idle(count), 0.05), count)) if owned else 1
+    most = max(min(walked // 4, max(WAVE // owned, 8)), 1)
+    return min(range(1, most + 1), key=lambda count: (max(idle(count), 0.05), count))
 
 
 def walk_tiles(operand: torch.dtype, precision: str, features: int) -> Tiles:
     """For a program that owns rows and walks over all others, adding them up."""
     width = padded(features)
     if operand is torch.float64:
-        return Tiles(32, 16, min(width, 64), 16, False, 4, 2)
+        return Tiles(32, 16, min(width, 64), 16, False, 4, 2, registers=255)
     if operand is torch.float32 and precision == "ieee":
-        return Tiles(64, 16, min(width, 128), 16, False, 4, 2)
+        return Tiles(64, 16, min(width, 128), 16, False, 8, 2, registers=255)
     if operand is torch.float32:
         return Tiles(64, 64, width, width, True, 4, 2) if width <= 128 else Tiles(64, 32, 128, 32, False, 4, 2)
     if width <= 128:
@@ -144,9 +144,9 @@ def score_tiles(operand: torch.dtype, precision: str, features: int, labels: boo
     """For a program that makes tiles of scores and adds up no features; as many rows as walked ones."""
     width = padded(features)
     if operand is torch.float64:
-        return Tiles(32, 32, 16, 16, False, 4, 2)
+        return Tiles(32, 32, 16, 16, False, 4, 2, registers=255)
     if operand is torch.float32 and precision == "ieee":
-        return Tiles(64, 64, 16, 16, False, 4, 2)
+        return Tiles(64, 64, 16, 16, False, 8 if labels else 4, 2, registers=255)
     if operand is torch.float32:
         return Tiles(64, 64, 32, 32, False, 4, 3)
     whole, rows = width <= 128, 64 if labels else 128

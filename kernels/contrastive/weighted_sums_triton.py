@@ -190,9 +190,9 @@ def finish_gradient(
 
 def sum_tiles(weight: torch.dtype, precision: str, features: int) -> Tiles:
     if weight is torch.float64:
-        return Tiles(32, 16, 32, 16, False, 4, 2)
+        return Tiles(32, 16, 32, 16, False, 4, 2, registers=255)
     if weight is torch.float32 and precision == "ieee":
-        return Tiles(64, 16, 64, 16, False, 4, 3)
+        return Tiles(64, 16, 64, 16, False, 8, 3)
     if weight is torch.float32:
         return Tiles(64, 32, 128, 32, False, 8, 3, registers=168)
     return Tiles(64 if features <= 128 else 128, 64, 128, 64, False, 8, 3)

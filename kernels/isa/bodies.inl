@@ -16,6 +16,17 @@
 #include "../contrastive/queue_nce_cpu.inl"
 #include "../contrastive/queue_nce_bwd_queue_cpu.inl"
 #include "../contrastive/dense_match_cpu.inl"
+#include "../contrastive/in_batch_rows.inl"
+#include "../contrastive/in_batch_tiles.inl"
+#include "../contrastive/in_batch_rounds.inl"
+#include "../contrastive/in_batch_gradient.inl"
+#include "../contrastive/softmax_sums.inl"
+#include "../contrastive/softmax_weights.inl"
+#include "../contrastive/softmax_side.inl"
+#include "../contrastive/pair_nce_cpu.inl"
+#include "../contrastive/pair_nce_bwd_cpu.inl"
+#include "../contrastive/self_nce_cpu.inl"
+#include "../contrastive/sigmoid_nce_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -30,5 +41,10 @@ inline KernelTable make_table(const char* isa) {
       queue_nce_fwd_cpu,
       queue_nce_bwd_queue_cpu,
       dense_match_cpu,
+      pair_nce_fwd_cpu,
+      pair_nce_bwd_cpu,
+      self_nce_fwd_cpu,
+      self_nce_bwd_cpu,
+      sigmoid_nce_cpu,
   };
 }

@@ -3,6 +3,7 @@
 
 #include "../batch_norm/batch_norm.h"
 #include "../contrastive/dense_match.h"
+#include "../contrastive/in_batch.h"
 #include "../contrastive/queue_nce.h"
 
 namespace avfast {
@@ -19,6 +20,11 @@ struct KernelTable {
   void (*queue_nce_fwd)(const QueueNceFwdArgs&, const Parallel&);
   void (*queue_nce_bwd_queue)(const QueueNceBwdQueueArgs&, const Parallel&);
   void (*dense_match)(const DenseMatchArgs&, const Parallel&);
+  void (*pair_nce_fwd)(const PairNceFwdArgs&, const Parallel&);
+  void (*pair_nce_bwd)(const PairNceBwdArgs&, const Parallel&);
+  void (*self_nce_fwd)(const SelfNceFwdArgs&, const Parallel&);
+  void (*self_nce_bwd)(const SelfNceBwdArgs&, const Parallel&);
+  void (*sigmoid_nce)(const SigmoidNceArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
