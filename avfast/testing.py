@@ -232,9 +232,10 @@ def _make_self_gradient(shape, dtype, generator):
 
 
 def _make_sigmoid(shape, dtype, generator):
+    """A bias at which negatives outweigh positives: its gradient would else be their small difference."""
     a, b, *_ = _make_pairs(shape, dtype, generator)
     wide = _layout.accumulation_dtype(a)
-    return a, b, torch.full((1,), 10.0, dtype=wide), torch.full((1,), -10.0, dtype=wide), 3, shape[1] > 1
+    return a, b, torch.full((1,), 10.0, dtype=wide), torch.full((1,), -1.0, dtype=wide), 3, shape[1] > 1
 
 
 def _make_sigmoid_gradient(shape, dtype, generator):

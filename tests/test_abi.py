@@ -126,7 +126,8 @@ def test_exports_are_the_introspection_functions_alone():
     exported = {name for name, binding, defined in symbols() if defined and binding == "GLOBAL"}
     names = {name for name in exported if not name.startswith("_") and name not in ("_end", "_edata")}
     assert {n for n in names if n.startswith("avfast_")} == {
-        "avfast_build_info", "avfast_cpu_isa", "avfast_force_isa", "avfast_has_isa", "avfast_poison_outputs",
+        "avfast_build_info", "avfast_cpu_isa", "avfast_force_isa", "avfast_has_isa", "avfast_peak_gflops",
+        "avfast_poison_outputs",
     }  # fmt: skip
     assert {n for n in names if not n.startswith("avfast_")} == set()
     leaked = [name for name, _, defined in symbols() if defined and re.search(r"6avfast|cuda", name)]

@@ -18,14 +18,21 @@ from avfast.ops import _registry
 needs_library = pytest.mark.skipif(not _library.loaded, reason=f"no compiled library: {_library.reason}")
 needs_native = pytest.mark.skipif(_library.native is None, reason="no introspection module: cannot poison outputs")
 X = torch.linspace(-1, 1, 2 * 3 * 20).view(2, 3, 20)
+ONE = (torch.ones(1),)
 CALLS = {
     "blended_batch_norm": lambda: avfast.blended_batch_norm(X, *torch.ones(5, 3).unbind()),
     "channel_affine": lambda: avfast.channel_affine(X, torch.ones(3), torch.ones(3)),
     "channel_stats": lambda: avfast.channel_stats(X).mean,
-    "info_nce": lambda: avfast.info_nce(X[0], X[1]),
+    "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, torch.zeros(2, 20).long(), reduction="none"),
+    "dense_match": lambda: avfast.dense_match(X, X).similarity,
+    "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
+    "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],
+    "queue_info_nce": lambda: avfast.queue_info_nce(X[0], X[1], X[0], reduction="none"),
     "scan_batchnorm": lambda: torch.ops.avfast.bn_scan(
         [torch.ones(4)], [torch.ones(4)], [torch.ones(4)], [torch.ones(4)], 0.0
     )[1],
+    "sigmoid_contrastive": lambda: torch.ops.avfast.sigmoid_nce_fwd(X[0], X[1], *ONE, *ONE, 0, True),
+    "sup_con": lambda: torch.ops.avfast.self_nce_fwd(X[0], *ONE, torch.tensor([0, 1, 0]), True)[0],
 }
 """A tensor that each public op computes."""
 
@@ -166,11 +173,10 @@ def test_library_switched_off_by_environment():
 @needs_native
 @pytest.mark.parametrize("op", CALLS)
 def test_the_kernel_runs_unless_the_reference_was_chosen(op):
-    has_kernel = bool(_registry.boundaries_of(op))
-    assert computed_by_kernel(CALLS[op]) == has_kernel
+    assert computed_by_kernel(CALLS[op])
     with avfast.use_backend("torch"):
         assert not computed_by_kernel(CALLS[op])
-    assert computed_by_kernel(CALLS[op]) == has_kernel
+    assert computed_by_kernel(CALLS[op])
 
 
 @needs_native
@@ -248,20 +254,12 @@ def test_explain_says_what_runs_and_why_not_the_rest(op):
     assert (found.op, found.device) == (op, "cpu")
     assert list(found.reasons) == ["torch", "cpp", "cuda", "triton"]
     assert [name for name, why in found.reasons.items() if why == "runs"] == [found.chosen]
-    assert found.chosen == ("cpp" if _library.loaded and _registry.boundaries_of(op) else "torch")
+    assert found.chosen == ("cpp" if _library.loaded else "torch")
     lines = str(found).splitlines()
     isa = f" ({_library.isa()})" if found.chosen == "cpp" and _library.isa() else ""
     assert lines[0] == f"{op} on cpu: {found.chosen}{isa}"
     assert [line.split()[0] for line in lines[1:]] == list(found.reasons)
     assert all(len(why) > 3 for why in found.reasons.values())
-
-
-def test_explain_an_op_without_kernels():
-    reasons = avfast.explain("info_nce").reasons
-    assert reasons == {
-        "torch": "runs",
-        **dict.fromkeys(("cpp", "cuda", "triton"), "this op has no kernel yet, only the reference"),
-    }
 
 
 @needs_library
@@ -308,8 +306,6 @@ def test_explain_raises_where_the_named_backend_would():
     with avfast.use_backend("cpp"):
         with pytest.raises(BackendError, match="backend 'cpp' cannot run: it runs on CPU tensors, got meta"):
             avfast.explain("channel_stats", X.to("meta"))
-        with pytest.raises(BackendError, match="avfast.info_nce: backend 'cpp' cannot run: this op has no kernel"):
-            avfast.info_nce(X[0], X[1])
 
 
 def test_the_reference_on_a_gpu_is_announced_once():

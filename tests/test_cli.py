@@ -140,7 +140,7 @@ def test_env_and_check_run(capsys):
     assert main(["env"]) == 0
     assert "torch" in capsys.readouterr().out
     assert main(["check", "--backend", "torch"]) == 0
-    assert "info_nce" in capsys.readouterr().out
+    assert "pair_nce_fwd" in capsys.readouterr().out
     assert "nonsense" in refused(capsys, "check", "--backend", "nonsense")
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import avfast
-from avfast.errors import BackendError
 
 N, D = 7, 5
 distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
@@ -313,17 +312,7 @@ def test_mistakes_are_named(mistake):
     assert str(caught.value) == f"avfast.info_nce: {message}"
 
 
-@pytest.mark.parametrize("backend", ["cpp", "cuda", "triton"])
-def test_a_backend_asked_for_by_name_is_not_ignored(backend, monkeypatch):
-    """There is no kernel yet, so a named backend must refuse, on every machine."""
-    monkeypatch.setattr(avfast.backends, "_current", backend)
-    with pytest.raises(BackendError) as caught:
-        avfast.info_nce(ROWS, ROWS)
-    expected = f"avfast.info_nce: backend '{backend}' cannot run: this op has no kernel yet, only the reference"
-    assert str(caught.value) == expected
-
-
 def test_the_reference_backend_by_name_runs():
     with avfast.use_backend("torch"):
         named = avfast.info_nce(ROWS, ROWS)
-    assert torch.equal(named, avfast.info_nce(ROWS, ROWS))
+    torch.testing.assert_close(named, avfast.info_nce(ROWS, ROWS))

@@ -104,7 +104,6 @@ class GroupShuffleBN(nn.Module):
             buffer.copy_(value / len(groups))
         return _pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
 
-    @torch.compiler.disable
     def _permutation(self, rows: int) -> Tensor:
         return torch.randperm(rows, generator=self._generator)
 
@@ -118,7 +117,6 @@ class GroupShuffleBN(nn.Module):
         return f"group_size={self.group_size}, shuffle={self.shuffle}"
 
 
-@torch.compiler.disable
 def _warn_of_one_group(batch: int, group_size: int) -> None:
     warnings.warn(
         f"avfast.GroupShuffleBN: a batch of {batch} is one group of up to {group_size}: shuffling it changes nothing, "

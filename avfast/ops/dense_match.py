@@ -12,7 +12,12 @@ from . import _check, _layout, _registry
 
 
 class DenseMatch(NamedTuple):
-    """``index``: int64 positions of the key map, flattened. ``similarity``: cosine of each pair, in [-1, 1]."""
+    """``index``: int64 positions of the key map, flattened. ``similarity``: cosine of each pair, in [-1, 1].
+
+    >>> index, similarity = dense_match(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
+    >>> index.tolist(), similarity.round(decimals=4).tolist()
+    ([[0, 0, 0]], [[1.0, 1.0, 1.0]])
+    """
 
     index: Tensor
     similarity: Tensor
