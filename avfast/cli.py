@@ -124,9 +124,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     bn_scan.add_argument("--plot", type=Path, metavar="PNG")
     bn_scan.add_argument("--json", type=Path, dest="json_path", metavar="FILE")
 
-    train = add("pretrain", _pretrain, "train a recipe on a folder of clips")
-    train.add_argument("--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`")
-    train.add_argument("--data", required=True, metavar="DIR|CSV|JSON|demo", help="clips, or 'demo' to make some")
+    train = add("pretrain", _pretrain, "train a recipe on a folder of clips or of images")
+    train.add_argument(
+        "--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`, which says what it needs"
+    )
+    train.add_argument(
+        "--data", required=True, metavar="DIR|CSV|JSON|demo",
+        help="clips or images, whichever the recipe needs, or 'demo' to make some",
+    )  # fmt: skip
     train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
     train.add_argument("--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's")
     train.add_argument(

@@ -101,7 +101,7 @@ def test_loss_goes_down_and_the_best_validation_is_kept(tmp_path):
     assert load_checkpoint(result.checkpoints["best"])["counters"]["step"] == result.best_step
     row = result.rows[-2]
     assert {"std", "effective_rank", "mean_cosine"} == set(row["collapse"]["audio"])
-    assert row["data_s"] >= 0 and row["compute_s"] > 0 and row["clips_per_s"] > 0
+    assert row["data_s"] >= 0 and row["compute_s"] > 0 and row["samples_per_s"] > 0
 
 
 def test_a_spent_budget_stops_after_the_step_under_way_and_saves(tmp_path):
@@ -222,7 +222,7 @@ def test_a_batch_without_any_readable_clip_is_an_empty_batch_not_a_crash():
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_shows_rate_times_and_the_loader_hint_once(monkeypatch, capsys, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    row = {"loss": 1.5, "clips_per_s": 20.0, "data_s": 0.3, "compute_s": 0.1}
+    row = {"loss": 1.5, "samples_per_s": 20.0, "data_s": 0.3, "compute_s": 0.1}
     with Progress(100, "train") as progress:
         for step in (10, 20, 30):
             progress.advance(step)

@@ -40,7 +40,7 @@ def embed_split(method: Method, pipeline: InputPipeline, loader: DataLoader) -> 
     rows: dict[tuple[str, str], list[Tensor]] = {}
     labels, index, errors = [], [], {}
     for batch in readable(loader, errors):
-        features = method.features(pipeline(batch))
+        features = method.features(pipeline.plain(batch))
         for group, values in (("features", features), ("embeddings", method.project(features))):
             for name, value in values.items():
                 rows.setdefault((group, name), []).append(value.float().cpu())
@@ -54,7 +54,8 @@ def embed_split(method: Method, pipeline: InputPipeline, loader: DataLoader) -> 
 
 @torch.no_grad()
 def calibrate_batchnorm(method: Method, pipeline: InputPipeline, loader: DataLoader) -> Method:
-    """A copy whose batch-norm statistics are the averages over one pass of `loader`; weights stay.
+    """A copy whose batch-norm statistics are the averages over one pass of `loader`, without augmentation; weights
+    stay.
 
     An untrained network with the statistics it was born with (mean 0, variance 1) is a weaker opponent than
     the same weights deserve.
@@ -67,7 +68,7 @@ def calibrate_batchnorm(method: Method, pipeline: InputPipeline, loader: DataLoa
         module.momentum = None  # cumulative average
     for batch in readable(loader):
         if len(batch["index"]) > 1:
-            twin.features(pipeline(batch))
+            twin.features(pipeline.plain(batch))
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
     return twin.eval()

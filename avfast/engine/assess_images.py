@@ -11,22 +11,25 @@ from torch.utils.data import DataLoader
 from avfast.engine.image_inputs import ImagePipeline
 from avfast.engine.sources import readable
 from avfast.evaluate import Score, knn_accuracy, linear_probe, linear_segmentation
+from avfast.evaluate.segmentation import IGNORE
 from avfast.methods import Method
 
+NO_VAL = "no validation split to choose the regularisation on"
 MOST_MAP_BYTES = 1 << 30
 """Feature maps of a split are kept in memory up to this size."""
 
 
 @dataclass
 class Mapped:
-    """One split through one encoder, on the CPU: pooled features ``[N, C]``, labels ``[N]``, and maps ``[N, C, h, w]``
-    with masks ``[N, H, W]`` where the data have masks."""
+    """One split through one encoder, on the CPU: pooled features ``[N, C]``, labels ``[N]``, maps ``[N, C, h, w]`` with
+    masks ``[N, H, W]``, and the images that could not be read. ``no_maps`` says why there are no maps, if so."""
 
     features: Tensor
     labels: Tensor
     maps: Tensor | None
     masks: Tensor | None
     errors: dict[str, int]
+    no_maps: str = ""
 
 
 @torch.no_grad()
@@ -34,21 +37,23 @@ def map_split(method: Method, pipeline: ImagePipeline, loader: DataLoader) -> Ma
     """Run a split through the encoder of `method` in eval mode."""
     was_training = method.training
     method.eval()
-    features, labels, maps, masks, errors, kept = [], [], [], [], {}, 0
+    features, labels, maps, masks, errors, no_maps = [], [], [], [], {}, ""
     for batch in readable(loader, errors):
         found = method.dense_features(pipeline.plain(batch))
         features.append(found.mean(dim=(2, 3)).float().cpu())
         labels.append(batch["label"])
-        kept += found.numel() * 4
-        if "mask" in batch and kept <= MOST_MAP_BYTES:
+        if no_maps:
+            continue
+        if "mask" not in batch:
+            no_maps = "the data have no masks"
+        elif (needed := found[0].numel() * 4 * len(loader.dataset)) > MOST_MAP_BYTES:
+            no_maps = f"the feature maps of a split would take {needed / 2**30:.1f} GiB of memory"
+        else:
             maps.append(found.float().cpu())
             masks.append(batch["mask"])
     method.train(was_training)
-    dense = len(maps) == len(features)
-    return Mapped(
-        torch.cat(features), torch.cat(labels), torch.cat(maps) if dense else None,
-        torch.cat(masks) if dense else None, errors,
-    )  # fmt: skip
+    dense = (None, None) if no_maps else (torch.cat(maps), torch.cat(masks))
+    return Mapped(torch.cat(features), torch.cat(labels), *dense, errors, no_maps)
 
 
 def assess_images(
@@ -60,25 +65,35 @@ def assess_images(
     mask_classes: int,
     context: str,
 ) -> tuple[dict[str, Score], dict[str, int]]:
-    """All scores of one model by name, and the pictures of the test split that could not be read."""
+    """All scores of one model by name, and the images of any split that could not be read."""
     if loaders["test"] is None:
         return {"mIoU": Score.unavailable("no test split")}, {}
     train, test = (map_split(method, pipeline, loaders[name]) for name in ("train", "test"))
     val = None if loaders["val"] is None else map_split(method, pipeline, loaders["val"])
+    parts = [part for part in (train, val, test) if part is not None]
+    errors = {key: count for part in parts for key, count in part.errors.items()}
     scores: dict[str, Score] = {}
-    if train.maps is None or test.maps is None:
-        scores["mIoU"] = Score.unavailable("the data have no masks, or their maps do not fit into memory")
-    elif val is None or val.maps is None:
-        scores["mIoU"] = Score.unavailable("no validation split to choose the regularisation on")
+    if reason := next((part.no_maps for part in parts if part.no_maps), "") or _foreign_class(parts, mask_classes):
+        scores["mIoU"] = Score.unavailable(reason)
+    elif val is None:
+        scores["mIoU"] = Score.unavailable(NO_VAL)
     else:
-        parts = [(part.maps, part.masks) for part in (train, val, test)]
-        scores |= linear_segmentation(*parts, classes=mask_classes, context=context)
+        dense = [(part.maps, part.masks) for part in parts]
+        scores |= linear_segmentation(*dense, classes=mask_classes, context=context)
     if not labelled:
-        return scores | {name: Score.unavailable("needs labels") for name in ("kNN image", "linear probe image")}, {}
+        return scores | {
+            name: Score.unavailable("needs labels") for name in ("kNN image", "linear probe image")
+        }, errors
     scores["kNN image"] = knn_accuracy(train.features, train.labels, test.features, test.labels, context=context)
     scores["linear probe image"] = (
-        Score.unavailable("no validation split to choose the regularisation on")
+        Score.unavailable(NO_VAL)
         if val is None
-        else linear_probe(*((part.features, part.labels) for part in (train, val, test)), context=context)
+        else linear_probe(*((part.features, part.labels) for part in parts), context=context)
     )
-    return scores, test.errors
+    return scores, errors
+
+
+def _foreign_class(parts: list[Mapped], mask_classes: int) -> str:
+    """Why the masks do not fit the list of classes, or nothing; said here rather than raised after a long training."""
+    largest = max(int(part.masks.masked_fill(part.masks == IGNORE, 0).max()) for part in parts)
+    return f"a mask has the class number {largest} of {mask_classes} classes" if largest >= mask_classes else ""

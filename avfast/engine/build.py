@@ -43,13 +43,24 @@ def build_method(config: TrainConfig) -> Method:
     return get_method(config.recipe)(config.method)
 
 
-def build_optimizer(method: Method, config: OptimConfig) -> torch.optim.Optimizer:
+def learning_rate(config: OptimConfig, batch: int) -> float:
+    """Peak learning rate for `batch` samples per step, all processes together.
+
+    >>> learning_rate(OptimConfig(lr=0.3, lr_batch=256), 64)
+    0.075
+    """
+    return config.lr * batch / config.lr_batch if config.lr_batch else config.lr
+
+
+def build_optimizer(method: Method, config: OptimConfig, batch: int) -> torch.optim.Optimizer:
+    """The optimiser of a method for `batch` samples per step, all processes together."""
     groups = method.param_groups(config.weight_decay)
     if not groups:
         raise ConfigError("the method has no trainable parameter")
+    lr = learning_rate(config, batch)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name](groups, lr=config.lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name](groups, lr=lr)
 
 
 def build_schedule(

@@ -72,7 +72,7 @@ def conclude(
         seconds=job.seconds,
         rows=trained.rows,
         class_only=_class_only(job, embedded),
-        errors=trained.errors | unread,
+        errors=unread | trained.errors,
         pictures=_pictures(job, trained, control, chosen, pipeline, embedded),
         noun=job.bundle.noun,
     )
@@ -115,9 +115,10 @@ def _pictures(
     test: Embedded | None,
 ) -> dict[str, Path]:
     out, names = job.request.out, job.bundle.source.classes
-    made = {"Curves": figures.curves(
-        out / "curves.png", trained.rows, control.rows if control else [], job.bounds)}  # fmt: skip
-    if isinstance(pipeline, ImagePipeline) and pipeline.inputs.views == 2 and job.loaders["test"] is not None:
+    images = isinstance(pipeline, ImagePipeline)
+    curves = figures.curves(out / "curves.png", trained.rows, control.rows if control else [], job.bounds)
+    made = {"Contrast curves" if images else "Curves": curves}
+    if images and pipeline.inputs.views == 2 and job.loaders["test"] is not None:
         batch = pipeline(next(readable(job.loaders["test"])))
         method.eval()
         if (matches := method.correspondences(batch)) is not None:

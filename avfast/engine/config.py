@@ -44,6 +44,8 @@ class OptimConfig:
     Attributes:
         name: optimiser of torch.optim.
         lr: peak learning rate.
+        lr_batch: samples per step (all processes together) that lr is meant for; other batches scale it linearly.
+            0: lr as it is.
         weight_decay: on matrices and filters; on everything where the recipe says so.
         momentum: of SGD.
         schedule: after the warm-up, down a cosine to zero at the last step, the same in steps of one epoch
@@ -54,6 +56,7 @@ class OptimConfig:
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 2e-3
+    lr_batch: int = 0
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: Literal["cosine", "cosine-epoch", "constant"] = "cosine"
@@ -262,7 +265,7 @@ def _check_ranges(config: TrainConfig) -> None:
     smallest = {
         "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1, "run.log_every": 1,
         "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
-        "optim.weight_decay": 0, "optim.lr": 0,
+        "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
     }  # fmt: skip
     flat = config.to_dict()
     for key, least in smallest.items():

@@ -43,7 +43,8 @@ def curves(
     shuffled = {kind: [row for row in control if row["kind"] == kind] for kind in ("train", "val")}
     loss.plot(*_series(train, "loss"), label="training")
     loss.plot(*_series(val, "loss"), label="validation", marker="o", ms=3)
-    loss.plot(*_series(shuffled["train"], "loss"), label="training, shuffled pairs", ls=":")
+    loss.plot(*_series(shuffled["train"], "loss"), label="training, shuffled pairs", ls=":", color="C2")
+    loss.plot(*_series(shuffled["val"], "loss"), label="validation after shuffled pairs", ls=":", color="C3")
     for name, value in bounds.items():
         loss.axhline(value, lw=0.8, ls="--", color="grey")
         loss.annotate(f"{name} {value:.2f}", (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
@@ -52,7 +53,11 @@ def curves(
     if watched := [key for key in WATCHED if train and key in train[-1]]:
         for key in watched:
             recall.plot(*_series(train, key), label=key.replace("_", " "))
-        recall.set(title="similarities of training pairs, and how much of the queue is filled", ylim=(-0.3, 1.05))
+        low = min(0.0, *(value for key in watched for value in _series(train, key)[1]))
+        # A third of the height more, for the legend.
+        recall.set_ylim(low - 0.35 * (1.05 - low), 1.05)
+        recall.set(title="similarities and queue fill, training", ylabel="cosine, or share")
+        recall.legend(fontsize=8, ncols=3, loc="lower center")
     else:
         recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
         recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
@@ -66,7 +71,7 @@ def curves(
     times.stackplot([r["step"] for r in train], parts, labels=["waiting for data", "compute"])
     times.set(title="time per step", ylabel="milliseconds")
     for axis in axes.flat:
-        if axis.get_legend_handles_labels()[0]:
+        if axis.get_legend() is None and axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -57,6 +57,10 @@ class InputPipeline(nn.Module):
             moved["spectrogram"] = spectrogram.unsqueeze(1) if spectrogram.ndim == 3 else spectrogram
         return moved
 
+    def plain(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch for evaluation: of clips, the same."""
+        return self(batch)
+
     def example(self, batch_size: int) -> dict[str, Tensor]:
         """A random batch as a loader would give it, for plans."""
         i = self.inputs

@@ -21,7 +21,7 @@ from avfast.engine.interval import Interval, timed
 from avfast.engine.journal import Journal
 from avfast.engine.progress import Progress
 from avfast.engine.signals import Budget, StopRequest
-from avfast.engine.sources import count_errors, training_loader
+from avfast.engine.sources import ADVICE, count_errors, training_loader
 from avfast.engine.state import restore_rng_state, rng_state
 from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError
@@ -79,10 +79,10 @@ class Trainer:
         self.config, self.validator, self.out, self.accelerator = config, validator, out, accelerator
         self.fingerprint, self.steps, self.kind = fingerprint, steps, kind
         self.method = build_method(config)
-        optimizer = build_optimizer(self.method, config.optim)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        optimizer = build_optimizer(self.method, config.optim, config.data.batch_size * world)
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
         self.pipeline = build_pipeline(self.method.inputs).to(accelerator.device)
-        rank, world = accelerator.process_index, accelerator.num_processes
         torch.manual_seed(config.run.seed + rank)  # dropout differs between processes, initial weights do not
         self.sampler = EpochSampler(
             len(dataset), seed=config.run.seed, batch_size=config.data.batch_size, rank=rank, world_size=world
@@ -93,6 +93,7 @@ class Trainer:
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.errors: dict[str, int] = {}
+        self._warned: set[str] = set()
         if resume is not None:
             self._restore(load_checkpoint(resume), resume, force=force)
         is_main = accelerator.is_main_process
@@ -110,7 +111,8 @@ class Trainer:
         stopped = "finished"
         quiet = not self.accelerator.is_main_process
         title = "train" if self.kind == "main" else self.kind
-        with Progress(self.steps, title, start=self.step, quiet=quiet) as progress:
+        noun = self.method.inputs.noun
+        with Progress(self.steps, title, start=self.step, quiet=quiet, noun=noun) as progress:
             interval = Interval()
             for batch, data_s in timed(self._batches()):
                 began = time.perf_counter()
@@ -197,6 +199,10 @@ class Trainer:
             )
 
     def _log(self, interval: Interval, progress: Progress) -> None:
+        if not interval.outputs:
+            noun, broken = self.method.inputs.noun, next(iter(self.errors), "")
+            example = f" ({broken})" if broken else ""
+            raise AvfastError(f"no step of this interval had two readable {noun}{example}; {ADVICE[noun]}")
         row = interval.summary()
         indicators = {name: collapse_indicators(z) for name, z in interval.embeddings.items() if len(z) > 1}
         epoch = self.step / len(self.sampler)
@@ -205,8 +211,10 @@ class Trainer:
         row = self.journal.write("train", step=self.step, epoch=epoch, lr=lr, **row, collapse=indicators, broken=broken)
         progress.line(self.step, row)
         for name, values in indicators.items():
-            if (warning := collapse_warning(values)) and self.step > self.steps // 10:
+            warning = collapse_warning(values) if self.step > self.steps // 10 else None
+            if warning and name not in self._warned:
                 progress.say(f"{self.kind} {self.step}: {name} {warning}")
+            self._warned = self._warned | {name} if warning else self._warned - {name}  # once, until it is over
 
     def _validate(self, progress: Progress) -> None:
         if self.validator is None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from avfast.engine.config import TrainConfig
+from avfast.engine.build import learning_rate
+from avfast.engine.config import OptimConfig, TrainConfig
 from avfast.engine.inputs import build_pipeline
 from avfast.engine.progress import clock
 from avfast.engine.sources import DataBundle
 from avfast.errors import AvfastError, ConfigError
 from avfast.methods import Method
+from avfast.methods.base import ImageInputs
 
 PROBE_CLIPS = 8
 
@@ -42,6 +45,7 @@ class Plan:
     bounds: dict[str, float]
     notes: list[str]
     noun: str = "clips"
+    optimizer: str = ""
 
     @property
     def seconds(self) -> float | None:
@@ -66,6 +70,7 @@ class Plan:
             (self.noun, f"{clips}; {labels}; fingerprint {self.fingerprint[:12]}"),
             ("batch", f"{self.batch_size} {self.noun}{processes}, {self.steps_per_epoch} steps per epoch"),
             ("steps", f"{self.steps} ({epochs:.1f} epochs){control}"),
+            ("optimiser", self.optimizer),
             ("parameters", f"{self.parameters:,}, of which {self.trainable:,} are trained"),
             ("memory", f"about {_mib(self.state_bytes)} of weights, gradients and optimiser state, and "
                        f"{_mib(self.activation_bytes)} of activations"),
@@ -105,7 +110,8 @@ def make_plan(
     if "val" not in clips:
         notes.append("no validation split: the last weights are evaluated, none are selected")
     if "test" not in clips:
-        notes.append("no test split: retrieval and probes are not available")
+        scores = "segmentation and probes" if isinstance(method.inputs, ImageInputs) else "retrieval and probes"
+        notes.append(f"no test split: {scores} are not available")
     return Plan(
         clips=clips,
         fingerprint=bundle.fingerprint,
@@ -125,7 +131,15 @@ def make_plan(
         bounds=method.loss_bounds(config.data.batch_size * processes),
         notes=notes,
         noun=bundle.noun,
+        optimizer=_describe_optimizer(config.optim, config.data.batch_size * processes, bundle.noun),
     )
+
+
+def _describe_optimizer(optim: OptimConfig, batch: int, noun: str) -> str:
+    rate = learning_rate(optim, batch)
+    scaled = f" ({optim.lr:g} for {optim.lr_batch} {noun} per step, scaled to {batch})" if rate != optim.lr else ""
+    warm = f"; {optim.warmup_steps} steps of warm-up" if optim.warmup_steps else ""
+    return f"{optim.name}, learning rate {rate:g}{scaled}, {optim.schedule}{warm}"
 
 
 def probe_step(config: TrainConfig, method: Method, device: torch.device) -> tuple[float, int]:
@@ -145,7 +159,8 @@ def probe_step(config: TrainConfig, method: Method, device: torch.device) -> tup
         return tensor
 
     best = float("inf")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the small batch of the probe, which is not what will be trained
         for attempt in range(2):  # the first pays for allocation and kernel selection
             began = time.perf_counter()
             kept.clear()

@@ -18,10 +18,11 @@ class Progress:
         title: shown in front, for instance "train" or "control".
         start: steps already done by an earlier run.
         quiet: print nothing (ranks other than 0).
+        noun: what samples are called.
     """
 
-    def __init__(self, total: int, title: str, *, start: int = 0, quiet: bool = False) -> None:
-        self.total, self.title, self.quiet = total, title, quiet
+    def __init__(self, total: int, title: str, *, start: int = 0, quiet: bool = False, noun: str = "clips") -> None:
+        self.total, self.title, self.quiet, self.noun = total, title, quiet, noun
         self._begin, self._start = time.monotonic(), start
         self._bar = None if quiet or not sys.stdout.isatty() else _rich_bar(title, total, start)
         self._task = self._bar.task_ids[0] if self._bar else None
@@ -41,12 +42,12 @@ class Progress:
             self._bar.update(self._task, completed=step)
 
     def line(self, step: int, row: dict[str, Any]) -> None:
-        """One interval: loss, clips per second, time left, data and compute time."""
+        """One interval: loss, samples per second, time left, data and compute time."""
         if self.quiet:
             return
         left = (time.monotonic() - self._begin) / max(1, step - self._start) * (self.total - step)
         text = (
-            f"{self.title} {step}/{self.total}  loss {row['loss']:.3f}  {row['clips_per_s']:.0f} clips/s  "
+            f"{self.title} {step}/{self.total}  loss {row['loss']:.3f}  {row['samples_per_s']:.0f} {self.noun}/s  "
             f"data {row['data_s'] * 1e3:.0f} ms + compute {row['compute_s'] * 1e3:.0f} ms per step  "
             f"eta {clock(left)}"
         )

@@ -97,14 +97,17 @@ LEGEND_CLIPS = (
     "right answer: lower is better, 1 is best.",
 )
 NEGATIVES = "Clips of one class in one batch are negatives of each other: the loss need not reach its floor."
-LEGEND_PICTURES = (
+LEGEND_IMAGES = (
     "mIoU: mean over classes of intersection over union, a linear head on frozen maps; chance calls everything the "
     "commonest class.",
+    "Pixel accuracy: of the same head, which weighs rare classes up; where one class fills most of every image it can "
+    "be below chance while the mIoU is well above.",
+    "kNN and linear probe: the class of the whole image from its pooled features.",
 )
 
 
 def _result(summary: RunSummary) -> str:
-    pictures = summary.noun == "pictures"
+    images = summary.noun == "images"
     protocols: list[str] = []
     lines = [
         "| metric | trained | chance | untrained | shuffled pairs | n | protocol |",
@@ -123,16 +126,16 @@ def _result(summary: RunSummary) -> str:
         lines.append(
             f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} | {mark} |"
         )
-    tied = "the second view cut from another picture" if pictures else "every sound tied to a wrong picture"
+    tied = "the second view cut from another image" if images else "every sound tied to a wrong picture"
     control = (
         f"Shuffled pairs: a second training of {summary.control_steps} steps with {tied}, evaluated with its last "
-        f"weights{'' if pictures else ' on true pairs'}."
+        f"weights{'' if images else ' on true pairs'}."
         if summary.control_steps is not None
         else "Shuffled pairs: not run (run.control=false)."
     )
     legend = [
         f"In square brackets: 95 % bootstrap interval over test {summary.noun}, resampled by class where labels exist.",
-        *(LEGEND_PICTURES if pictures else LEGEND_CLIPS),
+        *(LEGEND_IMAGES if images else LEGEND_CLIPS),
         f"Trained: the checkpoint of step {summary.best_step}, selected on the validation split; the "
         "test split decided nothing."
         if summary.best_step
@@ -140,7 +143,7 @@ def _result(summary: RunSummary) -> str:
         "Untrained: the initial weights with batch-norm statistics from one pass over the training split.",
         control,
         "Probes read encoder features; an untrained network can score high on easy data: read across.",
-        *([] if pictures else [NEGATIVES]),
+        *([] if images else [NEGATIVES]),
     ]  # fmt: skip
     notes = "\n".join(f"{i + 1}. `{text}`" for i, text in enumerate(protocols))
     if summary.class_only is not None:
@@ -175,7 +178,7 @@ def _training(summary: RunSummary) -> str:
     text += [f"- {name}: {clock(seconds)} (minutes:seconds)" for name, seconds in summary.seconds.items()]
     if train:
         data, compute = (sum(r[k] for r in train) / len(train) for k in ("data_s", "compute_s"))
-        rate = sum(r["clips_per_s"] for r in train) / len(train)
+        rate = sum(r["samples_per_s"] for r in train) / len(train)
         text.append(
             f"- training speed: {rate:.0f} {summary.noun}/s; per step {data * 1e3:.0f} ms waiting for data, "
             f"{compute * 1e3:.0f} ms compute"
@@ -195,9 +198,13 @@ def _training(summary: RunSummary) -> str:
 CAPTIONS = {
     "Curves": "Loss (the lines are for a training batch; a validation batch may be smaller), validation score beside "
     "chance and the shuffled-pair control, collapse indicator, and time per step, whose first interval fills caches.",
+    "Contrast curves": "Training loss against the queue, which gets harder while random rows leave it; validation loss "
+    "against the keys of its own batch. Similarities are cosines; match agreement is the share of cells whose match by "
+    "features is their place by geometry.",
     "Similarity of test clips": "Red blocks along the diagonal, one per class, are what training aims at.",
     "Retrieval": "For some sounds of the test split, the pictures the trained model puts nearest.",
-    "Correspondence": "Two views of test pictures: cells whose features find each other both ways.",
+    "Correspondence": "Two views of test images, and lines between cells whose backbone features find each other both "
+    "ways. Green: the cell that shows the same place by the geometry of the crops; red: another one.",
     "Contact sheet": "Test clips as the model gets them: frames beside the spectrogram, on one clock.",
 }
 

@@ -21,12 +21,17 @@ from avfast.methods.base import ImageInputs
 
 SPLITS = ("train", "val", "test")
 CACHE_LIMIT = 1 << 30
+ADVICE = {
+    "clips": "avfast media-scan names the files and the causes",
+    "images": "remove the broken files, or list the good ones in a CSV with the column 'path'",
+}
+"""What to do about samples that cannot be read."""
 
 
 @dataclass(frozen=True)
 class DataBundle:
-    """The clips or pictures of a run: the whole source and one source per split; val and test may be None.
-    ``noun`` is what a sample is called."""
+    """The clips or images of a run: the whole source and one source per split; val and test may be None.
+    ``noun`` is what samples are called."""
 
     source: ClipSource
     splits: dict[str, ClipSource | None]
@@ -48,10 +53,9 @@ class DataBundle:
 
 def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> DataBundle:
     """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash. `inputs` says
-    whether clips or pictures are looked for."""
-    pictures = isinstance(inputs, ImageInputs)
-    noun = "pictures" if pictures else "clips"
-    source = ClipSource.open(path, extensions=IMAGE_EXTENSIONS if pictures else EXTENSIONS)
+    whether clips or images are looked for."""
+    noun = Inputs.noun if inputs is None else inputs.noun
+    source = ClipSource.open(path, extensions=IMAGE_EXTENSIONS if isinstance(inputs, ImageInputs) else EXTENSIONS)
     if not source.splits:
         source = source.with_splits()
     parts = {name: source.split(name) if source.splits.get(name) else None for name in SPLITS}
@@ -148,7 +152,8 @@ def readable(loader: DataLoader, errors: dict[str, int] | None = None) -> Iterat
             count += 1
             yield batch
     if not count:
-        raise DataError(f"no clip of a split could be read{example}. avfast media-scan names the files and the causes")
+        noun = "images" if isinstance(loader.dataset, ImageDataset) else "clips"
+        raise DataError(f"no {noun.rstrip('s')} of a split could be read{example}; {ADVICE[noun]}")
 
 
 def _adapted(loader: DataLoader) -> DataLoader:

@@ -52,6 +52,9 @@ class Inputs:
         frontend_options: keyword arguments of that front-end.
     """
 
+    noun: ClassVar[str] = "clips"
+    """What a plan and a report call samples."""
+
     frames: int
     size: int
     duration: float
@@ -69,6 +72,8 @@ class ImageInputs:
         views: 2 for two random views of each picture (``view_q`` and ``view_k``), 1 for the plain picture alone.
         scale: range of the share of the picture that a random view shows.
     """
+
+    noun: ClassVar[str] = "images"
 
     size: int
     views: int = 2

@@ -74,7 +74,7 @@ class DenseCLConfig:
 _PAPER = {
     "method.encoder": "resnet50", "method.size": 224, "method.queue": 65536, "method.group_size": 32,
     "data.batch_size": 256, "optim.name": "sgd", "optim.momentum": 0.9, "optim.weight_decay": 1e-4,
-    "optim.schedule": "cosine-epoch", "optim.warmup_steps": 0,
+    "optim.lr_batch": 256, "optim.schedule": "cosine-epoch", "optim.warmup_steps": 0,
 }  # fmt: skip
 # The published settings for 256 images per step: on one device as 8 groups of 32, which were 8 devices in the paper.
 
