@@ -41,8 +41,8 @@ def correspondences(path: Path, view_q: Tensor, view_k: Tensor, matches: Any, *,
             shift = (0.618 * number % 1 - 0.5) * 0.6 * side / rows  # level lines of one row do not cover each other
             (y0, x0), (y1, x1) = (_centre(c, rows, columns, side) for c in (cell, place))
             axis.plot(
-                [x0, x1 + side + gap], [y0 + shift, y1 + shift], color=GOOD if good else BAD, ls="-" if kept else "--", lw=1.2,
-                alpha=0.85, marker="o", ms=3,
+                [x0, x1 + side + gap], [y0 + shift, y1 + shift], color=GOOD if good else BAD,
+                ls="-" if kept else "--", lw=1.2, alpha=0.85, marker="o", ms=3,
             )  # fmt: skip
         axis.set_title(_caption(kept, right, known=matches.truth is not None), fontsize=8, loc="left")
     _strip(axes)
