@@ -18,12 +18,12 @@ from avfast.ops import _registry
 needs_library = pytest.mark.skipif(not _library.loaded, reason=f"no compiled library: {_library.reason}")
 needs_native = pytest.mark.skipif(_library.native is None, reason="no introspection module: cannot poison outputs")
 X = torch.linspace(-1, 1, 2 * 3 * 20).view(2, 3, 20)
-ONE = (torch.ones(1),)
+ONE, MATCH = (torch.ones(1),), torch.zeros(2, 20, dtype=torch.int64)
 CALLS = {
     "blended_batch_norm": lambda: avfast.blended_batch_norm(X, *torch.ones(5, 3).unbind()),
     "channel_affine": lambda: avfast.channel_affine(X, torch.ones(3), torch.ones(3)),
     "channel_stats": lambda: avfast.channel_stats(X).mean,
-    "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, torch.zeros(2, 20).long(), reduction="none"),
+    "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, MATCH, reduction="none"),
     "dense_match": lambda: avfast.dense_match(X, X).similarity,
     "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
     "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],

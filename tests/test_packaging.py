@@ -254,7 +254,9 @@ def test_imports_with_torch_and_numpy_alone(installed):
 
 def test_env_says_what_is_missing(installed):
     text = installed("-m", "avfast", "env")
-    assert re.search(r"^library +not loaded: libavfast.so was not built \(no C\+\+ compiler at install time", text, re.M)
+    assert re.search(
+        r"^library +not loaded: libavfast.so was not built \(no C\+\+ compiler at install time", text, re.M
+    )
     for name in ("av", "accelerate", "rich", "scikit-learn", "matplotlib", "triton", "transformers"):
         assert re.search(rf"\b{name} not installed\b", text), text
     assert re.search(r"^  channel_stats +torch$", text, re.M)

@@ -55,7 +55,8 @@ def slack(dtype, lse) -> float:
 
 
 def check_pair(pair, a, b, temperature=0.1, labels=(None, None), positive=0, exclude=-1, distance=0, normalize=True,
-               columns=True):  # fmt: skip
+               columns=True, elsewhere=0.0):  # fmt: skip
+    """``elsewhere``: by how much the rows of other processes raise the logarithm of a column's sum."""
     t, options = scalar(temperature, a.dtype), (positive, exclude, distance, normalize, columns)
     got = run_twice(pair.pair_nce_fwd_triton, a, b, t, *labels, *options)
     exact = reference.pair_nce_forward(*wide(a, b, t, *labels), *options)
@@ -63,7 +64,7 @@ def check_pair(pair, a, b, temperature=0.1, labels=(None, None), positive=0, exc
     limit = 20 * WIDE[a.dtype] if distance and not normalize else WIDE[a.dtype]  # |a|^2 + |b|^2 - 2 a.b cancels
     assert_close(got, exact, [limit, limit, WIDE[a.dtype], 0.0])
     grad_row = torch.where(exact[3] > 0, vectors(len(a), t.dtype, 1), 0.0)
-    args = (grad_row, vectors(len(b), t.dtype, 2), a, b, t, *got[:2], *labels, got[3])
+    args = (grad_row, vectors(len(b), t.dtype, 2), a, b, t, got[0], got[1] + elsewhere, *labels, got[3])
     back = run_twice(pair.pair_nce_bwd_triton, *args, *options)
     exact_back = reference.pair_nce_backward(*wide(*args), *options)
     assert [x.dtype for x in back] == [a.dtype, b.dtype, t.dtype]
@@ -94,6 +95,13 @@ def test_pairs(pair, shape, dtype):
     n, m, d, positive, exclude = shape
     a, b = vectors((n, d), dtype), vectors((m, d), dtype, 3)
     check_pair(pair, a, b, positive=positive, exclude=exclude, normalize=d > 1)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_columns_shared_with_other_processes(pair, dtype):
+    a, b = vectors((20, 30), dtype), vectors((50, 30), dtype, 3)
+    check_pair(pair, a, b, positive=25, elsewhere=0.7)
 
 
 @interpreted
