@@ -1,4 +1,4 @@
-"""What the losses inside a batch share: argument checks, the temperature as a tensor, reductions, and their autograd."""
+"""What the losses inside a batch share: argument checks, temperature as a tensor, reductions, and their autograd."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def _self_positives(n: int, labels: Tensor | None, device: torch.device) -> Tens
 def self_nce_forward(
     z: Tensor, temperature: Tensor, labels: Tensor | None, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch [N, D] against itself without the diagonal: log-sum-exp [N], mean logit of the positives [N], and how many
-    there are, int32 [N]. Without labels the positive of row i is row i + N / 2, wrapped around."""
+    """A batch [N, D] against itself without the diagonal: log-sum-exp [N], mean logit of the positives [N], and how
+    many there are, int32 [N]. Without labels the positive of row i is row i + N / 2, wrapped around."""
     same = _self_positives(len(z), labels, z.device)
     row_lse, _, target, count = pair_nce_forward(z, z, temperature, same, same, 0, 0, 0, normalize, False)
     return row_lse, target, count
