@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from avfast.engine.signals import StopRequest
 from avfast.methods import Inputs, Method, MethodCard, StepOutput
+from avfast.methods.base import ImageInputs
 
 
 @functools.cache
@@ -24,6 +26,50 @@ def real_clips() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make_demo_clips(folder, clips=80, seed=0)
     return folder
+
+
+@functools.cache
+def real_scenes() -> Path:
+    """Forty scenes of 32 pixels with masks and 9 labels: 28 to train on, 4 to validate, 8 to test. Once per session."""
+    from avfast.data.demo import make_scenes
+
+    folder = Path(tempfile.mkdtemp(prefix="avfast-scenes-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_scenes(folder, images=40, size=32)
+    return folder
+
+
+IMAGES = ImageInputs(32)
+
+
+def scenes_split(split: str = "train", *, seed: int = 0):
+    """A split of the scenes as the engine reads it."""
+    from avfast.engine.config import DataConfig
+    from avfast.engine.sources import build_dataset, open_data
+
+    part = open_data(real_scenes(), IMAGES).splits[split]
+    return build_dataset(part, IMAGES, DataConfig(), seed=seed, train=split == "train", cache=False)
+
+
+class StopAt(StopRequest):
+    """A signal that arrives during step n of a trainer."""
+
+    def __init__(self, trainer, step):
+        super().__init__()
+        self.trainer, self.at = trainer, step
+
+    @property
+    def signal_name(self):
+        return "SIGTERM" if self.trainer.step >= self.at else None
+
+    @signal_name.setter
+    def signal_name(self, value):
+        pass
+
+
+def weights(trainer) -> dict:
+    """A copy of the whole state of a trainer's method."""
+    return {k: v.clone() for k, v in trainer.method.state_dict().items()}
 
 
 @dataclass(frozen=True)

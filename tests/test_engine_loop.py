@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from engine_fixtures import Toy, ToyClips, ToyConfig
+from engine_fixtures import StopAt, Toy, ToyClips, ToyConfig, weights
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
@@ -43,26 +43,6 @@ def make(out, *, resume=None, force=False, clips=None, steps=17, workers=0, scal
         config, clips or ToyClips(), validator, out, build_accelerator("cpu", "no"),
         fingerprint="abc", steps=steps, kind=kind, resume=resume, force=force,
     )  # fmt: skip
-
-
-class StopAt(StopRequest):
-    """A signal that arrives during step n."""
-
-    def __init__(self, trainer, step):
-        super().__init__()
-        self.trainer, self.at = trainer, step
-
-    @property
-    def signal_name(self):
-        return "SIGTERM" if self.trainer.step >= self.at else None
-
-    @signal_name.setter
-    def signal_name(self, value):
-        pass
-
-
-def weights(trainer):
-    return {k: v.clone() for k, v in trainer.method.state_dict().items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

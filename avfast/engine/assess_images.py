@@ -96,4 +96,6 @@ def assess_images(
 def _foreign_class(parts: list[Mapped], mask_classes: int) -> str:
     """Why the masks do not fit the list of classes, or nothing; said here rather than raised after a long training."""
     largest = max(int(part.masks.masked_fill(part.masks == IGNORE, 0).max()) for part in parts)
-    return f"a mask has the class number {largest} of {mask_classes} classes" if largest >= mask_classes else ""
+    if largest < mask_classes:
+        return ""
+    return f"a mask holds the class number {largest}, and the manifest lists {mask_classes} classes"

@@ -55,7 +55,14 @@ def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> D
     """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash. `inputs` says
     whether clips or images are looked for."""
     noun = Inputs.noun if inputs is None else inputs.noun
-    source = ClipSource.open(path, extensions=IMAGE_EXTENSIONS if isinstance(inputs, ImageInputs) else EXTENSIONS)
+    images = isinstance(inputs, ImageInputs)
+    wanted, other = (IMAGE_EXTENSIONS, EXTENSIONS) if images else (EXTENSIONS, IMAGE_EXTENSIONS)
+    source = ClipSource.open(path, extensions=wanted)
+    if all(record.path.suffix.lower() in other for record in source.records):
+        raise DataError(
+            f"{path}: the recipe needs {noun}, and there are only files such as {source.records[0].path.name}; "
+            "`avfast recipes` says what each recipe needs"
+        )
     if not source.splits:
         source = source.with_splits()
     parts = {name: source.split(name) if source.splits.get(name) else None for name in SPLITS}
