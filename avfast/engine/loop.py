@@ -118,7 +118,8 @@ class Trainer:
                 began = time.perf_counter()
                 output = self._train_step(batch)
                 self.step += 1
-                interval.add(output, len(batch["index"]), data_s, time.perf_counter() - began)
+                samples = len(batch["index"]) * self.accelerator.num_processes
+                interval.add(output, samples, data_s, time.perf_counter() - began)
                 progress.advance(self.step)
                 run, last = self.config.run, self.step == self.steps
                 stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
