@@ -39,3 +39,14 @@ class MissingDependency(AvfastError, ImportError):
         super().__init__(f"{purpose} needs the package '{package}': pip install 'avfast[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class UnreadableFile(DataError):
+    """A file that cannot give what was asked of it: ``path``, ``cause`` (one word) and ``detail`` (a clause)."""
+
+    def __init__(self, path: object, cause: str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path, self.cause, self.detail = str(path), cause, detail
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.cause, self.detail)

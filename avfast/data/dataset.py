@@ -10,29 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avfast.data.keyed import KeyedDataset, UnusableClip
 from avfast.data.media import Clip, Decoded, MediaError, MediaFile, middle, read_all
 from avfast.data.randomness import Draws
 from avfast.data.sampler import EpochSampler
 from avfast.data.sources import ClipSource
-from avfast.errors import DataError
-
-POLICIES = ("raise", "skip", "resample")
-# So many different clips are tried in place of a broken one before the data are called broken.
-RESAMPLE_TRIES = 8
 
 
-class UnusableClip(DataError):
-    """A clip that cannot be used, raised in the main process or in a worker.
-
-    A worker's exception arrives as its whole traceback in one string; only the last part is meant for the
-    user.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
-
-
-class ClipDataset(Dataset):
+class ClipDataset(KeyedDataset):
     """Samples of a :class:`ClipSource`, asked for by ``(epoch, index)``.
 
     A sample is a dictionary: ``frames`` uint8 ``[T, 3, H, W]`` RGB, ``waveform`` float32 ``[S]``, ``label``
@@ -59,6 +44,8 @@ class ClipDataset(Dataset):
         flip: probability of a horizontal flip.
     """
 
+    noun = "clips"
+
     def __init__(
         self,
         source: ClipSource,
@@ -75,55 +62,22 @@ class ClipDataset(Dataset):
         crop_scale: tuple[float, float] = (0.4, 1.0),
         flip: float = 0.5,
     ) -> None:
+        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache)
         where = "avfast.data.ClipDataset"
-        if on_error not in POLICIES:
-            raise ValueError(f"{where}: on_error: expected one of {POLICIES}, got {on_error!r}")
-        if cache not in (None, "memory"):
-            raise ValueError(f"{where}: cache: expected None or 'memory', got {cache!r}")
         if frames < 1 or sample_rate < 1 or not duration > 0:
             raise ValueError(f"{where}: frames, sample_rate and duration: expected positive numbers")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"{where}: crop_scale: expected 0 < low <= high <= 1, got {crop_scale}")
-        self.source, self.seed, self.train, self.on_error, self.cache = source, seed, train, on_error, cache
         self.frames, self.duration, self.sample_rate = frames, duration, sample_rate
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.crop, self.crop_scale, self.flip = crop, crop_scale, flip
-        self._labels = source.labels
         self._decoded: dict[int, Decoded | MediaError] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     @property
     def read_size(self) -> tuple[int, int]:
         """Pictures are decoded an eighth larger for training, so that crops have something to cut."""
         grow = 8 / 7 if self.train and self.crop_scale[0] < 1 else 1
         return round(self.size[0] * grow), round(self.size[1] * grow)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        if not isinstance(key, tuple):
-            raise TypeError(
-                f"avfast.data.ClipDataset: expected a key (epoch, index) as EpochSampler yields, got {key!r}"
-            )
-        epoch, index = key
-        errors: list[dict[str, Any]] = []
-        for attempt in range(RESAMPLE_TRIES + 1):
-            try:
-                return self._sample(epoch, index) | {"errors": errors}
-            except MediaError as error:
-                if self.on_error == "raise":
-                    raise UnusableClip(f"{error} (on_error='skip' or 'resample' goes on without it)") from None
-                errors.append(
-                    {"index": index, "path": error.path, "cause": error.cause, "detail": error.detail,
-                     "policy": self.on_error}
-                )  # fmt: skip
-            if self.on_error == "skip":
-                return {"errors": errors}
-            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(len(self))
-        raise UnusableClip(
-            f"{self.source.root}: {len(errors)} clips in a row could not be used, the last because "
-            f"{errors[-1]['path']} {errors[-1]['detail']}"
-        )
 
     def preload(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decode everything now (``cache="memory"``), so that workers started later share one copy."""

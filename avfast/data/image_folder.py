@@ -9,23 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from avfast.data.dataset import POLICIES, RESAMPLE_TRIES, UnusableClip
-from avfast.data.randomness import Draws, key64
+from avfast.data.keyed import KeyedDataset
+from avfast.data.randomness import key64
 from avfast.data.sources import ClipSource
-from avfast.errors import DataError, MissingDependency
+from avfast.errors import MissingDependency, UnreadableFile
 
 
-class PictureError(DataError):
-    """A picture that cannot be used. ``path``, ``cause`` (one word) and ``detail`` (a clause) as for clips."""
-
-    def __init__(self, path: Path, cause: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
-        self.path, self.cause, self.detail = str(path), cause, detail
+class PictureError(UnreadableFile):
+    """A picture that cannot be used."""
 
 
-class ImageDataset(Dataset):
+class ImageDataset(KeyedDataset):
     """Pictures of a :class:`ClipSource`, asked for by ``(epoch, index)``.
 
     A sample is a dictionary: ``image`` uint8 ``[3, S, S]`` RGB, the largest central square resized to ``size``;
@@ -43,6 +38,8 @@ class ImageDataset(Dataset):
         mask_size: side of the masks; ``size`` if left out.
     """
 
+    noun = "pictures"
+
     def __init__(
         self,
         source: ClipSource,
@@ -54,44 +51,12 @@ class ImageDataset(Dataset):
         cache: str | None = None,
         mask_size: int | None = None,
     ) -> None:
-        where = "avfast.data.ImageDataset"
-        if on_error not in POLICIES:
-            raise ValueError(f"{where}: on_error: expected one of {POLICIES}, got {on_error!r}")
-        if cache not in (None, "memory"):
-            raise ValueError(f"{where}: cache: expected None or 'memory', got {cache!r}")
+        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache)
         if size < 1:
-            raise ValueError(f"{where}: size: expected a positive number of pixels, got {size}")
-        self.source, self.size, self.seed, self.train = source, size, seed, train
-        self.on_error, self.cache, self.mask_size = on_error, cache, mask_size or size
+            raise ValueError(f"avfast.data.ImageDataset: size: expected a positive number of pixels, got {size}")
+        self.size, self.mask_size = size, mask_size or size
         self.has_masks = all(record.mask is not None for record in source.records)
-        self._labels = source.labels
         self._decoded: dict[int, dict[str, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        if not isinstance(key, tuple):
-            raise TypeError(f"avfast.data.ImageDataset: expected a key (epoch, index), got {key!r}")
-        epoch, index = key
-        errors: list[dict[str, Any]] = []
-        for attempt in range(RESAMPLE_TRIES + 1):
-            try:
-                return self._sample(epoch, index) | {"errors": errors}
-            except PictureError as error:
-                if self.on_error == "raise":
-                    raise UnusableClip(f"{error} (on_error='skip' or 'resample' goes on without it)") from None
-                errors.append(
-                    {"index": index, "path": error.path, "cause": error.cause, "detail": error.detail,
-                     "policy": self.on_error}
-                )  # fmt: skip
-            if self.on_error == "skip":
-                return {"errors": errors}
-            index = Draws(self.seed, epoch, self.source.records[key[1]].id, "resample", attempt).integer(len(self))
-        raise UnusableClip(
-            f"{self.source.root}: {len(errors)} pictures in a row could not be used, the last because "
-            f"{errors[-1]['path']} {errors[-1]['detail']}"
-        )
 
     def _sample(self, epoch: int, index: int) -> dict[str, Any]:
         record = self.source.records[index]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from avfast.data.converters import PictureSink, SoundSink, require_av
-from avfast.errors import DataError
+from avfast.errors import UnreadableFile
 
 # Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much
 # earlier.
@@ -30,18 +30,11 @@ SEEK_FROM = 1.0
 MIN_COVERAGE = 0.9
 
 
-class MediaError(DataError):
+class MediaError(UnreadableFile):
     """A media file cannot give what was asked of it.
 
     ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``.
     """
-
-    def __init__(self, path: str | Path, cause: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
-        self.path, self.cause, self.detail = str(path), cause, detail
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.cause, self.detail)
 
 
 @dataclass(frozen=True)
