@@ -4,6 +4,7 @@ from .abri import convert_abri, fold_abri, reset_batchnorm
 from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, AdaptiveBatchNorm3d
 from .bn_report import BatchNormReport
 from .bn_scan import ScanPlan, scan_batchnorm
+from .contrastive import DenseContrastive, InfoNCE, NTXent, QueueInfoNCE, SigmoidContrastive, SupCon
 from .correspondence import geometric_match, random_match
 from .feature_queue import FeatureQueue
 from .group_shuffle_bn import GroupShuffleBN
@@ -16,9 +17,15 @@ __all__ = [
     "AdaptiveBatchNorm3d",
     "BatchNormReport",
     "ChannelWatch",
+    "DenseContrastive",
     "FeatureQueue",
     "GroupShuffleBN",
+    "InfoNCE",
+    "NTXent",
+    "QueueInfoNCE",
     "ScanPlan",
+    "SigmoidContrastive",
+    "SupCon",
     "convert_abri",
     "fold_abri",
     "geometric_match",
