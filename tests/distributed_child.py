@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import avfast
+from avfast.compat.open_clip import ClipLoss
 
 WORLD = 2
 ROWS = 6  # pairs per process
@@ -46,15 +48,23 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 class TwoTowers(nn.Module):
     """Two encoders and a learned temperature, with the loss inside so that DDP wraps all of it."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, op: str = "info_nce", **options) -> None:
         super().__init__()
+        self.op = op
         torch.manual_seed(3)
         self.f, self.g = (nn.Sequential(nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 4)).double() for _ in range(2))
         self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         self.options = options
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return avfast.info_nce(self.f(a), self.g(b), temperature=self.temperature, **self.options)
+    def forward(self, a: Tensor, b: Tensor, labels: Tensor | None = None) -> Tensor:
+        a, b, options = self.f(a), self.g(b), self.options
+        if self.op == "sup_con":
+            return avfast.sup_con(a + b, labels, temperature=self.temperature, **options)
+        if self.op == "sigmoid_contrastive":
+            return avfast.sigmoid_contrastive(a, b, scale=1 / self.temperature, bias=-2 * self.temperature, **options)
+        if self.op == "clip":
+            return ClipLoss(**options)(F.normalize(a, dim=1), F.normalize(b, dim=1), 1 / self.temperature)
+        return getattr(avfast, self.op)(a, b, temperature=self.temperature, **options)
 
 
 def pairs() -> tuple[Tensor, Tensor]:
@@ -76,6 +86,52 @@ def gathered_gradients(rank: int) -> list[dict]:
         with torch.no_grad():
             rows = TwoTowers(gather=True, reduction="none", **options)(a, b)
         seen.append({"mean": loss.detach(), "rows": rows, "grads": gradients(model.module)})
+    return seen
+
+
+OTHERS = [(op, reduction) for op in ("nt_xent", "sup_con", "sigmoid_contrastive") for reduction in ("mean", "sum")]
+LABELS = torch.arange(WORLD * ROWS) * 3 % 7  # two of them occur once
+
+
+def gathered_others(rank: int) -> list[dict]:
+    """The same for the other losses, per op and reduction."""
+    a, b, labels = (own(x, rank) for x in (*pairs(), LABELS))
+    seen = []
+    for op, reduction in OTHERS:
+        model = DistributedDataParallel(TwoTowers(op, gather=True, reduction=reduction))
+        loss = model(a, b, labels)
+        loss.backward()
+        with torch.no_grad():
+            rows = TwoTowers(op, gather=True, reduction="none")(a, b, labels)
+        seen.append({"loss": loss.detach(), "rows": rows, "grads": gradients(model.module)})
+    return seen
+
+
+def gathered_float32(rank: int) -> list[Tensor]:
+    """The kernels of everyday precision: (1 + 1) gradients of each loss."""
+    found = []
+    for op in ("info_nce", "nt_xent"):
+        a, b = (own(x, rank).float().requires_grad_() for x in pairs())
+        getattr(avfast, op)(a, b, gather=True).backward()
+        found.append((a.grad, b.grad))
+    return found
+
+
+CLIPS = [
+    {"local_loss": local, "gather_with_grad": flowing}
+    for local, flowing in ((False, False), (False, True), (True, True))
+]
+
+
+def clip_losses(rank: int) -> list[dict]:
+    """ClipLoss of avfast.compat.open_clip, per set of options."""
+    a, b = (own(x, rank) for x in pairs())
+    seen = []
+    for options in CLIPS:
+        model = DistributedDataParallel(TwoTowers("clip", rank=rank, world_size=WORLD, **options))
+        loss = model(a, b)
+        loss.backward()
+        seen.append({"loss": loss.detach(), "grads": gradients(model.module)})
     return seen
 
 
@@ -101,8 +157,8 @@ def second_gradient(rank: int) -> str:
     """The gather has no second gradient: it must say so, not leave a part out."""
     a, b = (own(x, rank).requires_grad_() for x in pairs())
     loss = avfast.info_nce(a, b, gather=True)
-    (grad,) = torch.autograd.grad(loss, a, create_graph=True)
     try:
+        (grad,) = torch.autograd.grad(loss, a, create_graph=True)
         grad.square().sum().backward()
     except RuntimeError as error:
         return str(error)
@@ -205,6 +261,9 @@ def plain_training(rank: int) -> dict:
 
 CASES = (
     gathered_gradients,
+    gathered_others,
+    gathered_float32,
+    clip_losses,
     gathered_half,
     gathered_in_a_group,
     second_gradient,
