@@ -10,6 +10,14 @@ template <typename U>
 struct KeyBlock {
   const U *along_d, *along_k;
   int64_t row, unit;
+  const U* ahead = nullptr;  // rows to fetch from memory meanwhile, as far apart as these
+
+  // For the rows [j, j + rows) at work, those of the next block.
+  void fetch_ahead(int64_t j, int64_t rows, int64_t width) const {
+    if (!ahead) return;
+    for (int64_t r = j; r < j + rows; ++r)
+      for (int64_t u = 0; u < width; u += 64 / sizeof(U)) __builtin_prefetch(ahead + r * row + u, 0, 2);
+  }
 };
 
 template <typename U>
@@ -17,37 +25,44 @@ struct KeyReader {
   static constexpr bool pairs = std::is_same_v<U, bf16x2_t>;
   Queue queue;
   int64_t depth;
-  bool in_place;  // the rows lie in memory as the products want them
+  bool in_place;  // rows lie in memory as the product along d wants them
   Scratch<U> first, second;
 
   KeyReader(const Queue& queue, int64_t depth)
       : queue(queue),
         depth(depth),
-        in_place(!pairs && dtype_matches(queue.dtype) && queue.stride_d == 1),
+        in_place(lies_right()),
         first(in_place ? 0 : key_block * units<U>(depth)),
         second(pairs ? units<U>(key_block) * depth : 0) {}
 
   // Rows [begin, begin + count).
   KeyBlock<U> read(int64_t begin, int64_t count) {
-    KeyBlock<U> block{};
+    KeyBlock<U> block{first.data, first.data, units<U>(depth), units<U>(depth)};
     if (in_place) {
-      const U* rows = static_cast<const U*>(queue.data) + begin * queue.stride_k;
-      return {rows, rows, queue.stride_k, queue.stride_k};
+      block.row = block.unit = queue.stride_k / elements_of<U>;
+      block.along_d = block.along_k = static_cast<const U*>(queue.data) + begin * block.row;
+    } else {
+      with_type(queue.dtype, [&](auto type) {
+        using T = decltype(type);
+        pack(static_cast<const T*>(queue.data) + begin * queue.stride_k, count);
+      });
     }
-    with_type(queue.dtype, [&](auto type) {
-      using T = decltype(type);
-      pack(static_cast<const T*>(queue.data) + begin * queue.stride_k, count);
-    });
-    block.along_d = first.data;
-    block.row = units<U>(depth);
-    block.along_k = pairs ? second.data : first.data;
-    block.unit = pairs ? depth : units<U>(depth);
+    if constexpr (pairs) {
+      pair_rows(block, count);
+      block.along_k = second.data;
+      block.unit = depth;
+    }
     return block;
   }
 
  private:
-  static bool dtype_matches(DType dtype) {
-    return dtype == (std::is_same_v<U, double> ? DType::f64 : DType::f32);
+  bool lies_right() const {
+    if (queue.stride_d != 1) return false;
+    if constexpr (pairs)
+      return queue.dtype == DType::bf16 && depth % 2 == 0 && queue.stride_k % 2 == 0 &&
+             reinterpret_cast<uintptr_t>(queue.data) % sizeof(U) == 0;
+    else
+      return queue.dtype == (std::is_same_v<U, double> ? DType::f64 : DType::f32);
   }
 
   template <typename T>
@@ -60,20 +75,18 @@ struct KeyReader {
       for (int64_t u = 0; u < width; ++u)
         for (int64_t j = 0; j < count; ++j) first[j * width + u] = unit_of<U>(x + j * row, step, u, depth);
     }
-    if constexpr (pairs) {
-      // Element d of rows 2u and 2u + 1, taken from the pairs along d that were just made.
-      for (int64_t u = 0; u < units<U>(count); ++u) {
-        const U* even = first.data + 2 * u * width;
-        const U* odd = even + width;
-        const uint32_t keep = 2 * u + 1 < count ? 0xffffffffu : 0u;
-        U* out = second.data + u * depth;
-        for (int64_t d = 0; d + 1 < depth; d += 2) {
-          const uint32_t a = even[d / 2].bits, b = odd[d / 2].bits & keep;
-          out[d].bits = (a & 0xffffu) | b << 16;
-          out[d + 1].bits = a >> 16 | (b & 0xffff0000u);
-        }
-        if (depth % 2) out[depth - 1].bits = (even[depth / 2].bits & 0xffffu) | (odd[depth / 2].bits & keep) << 16;
-      }
+  }
+
+  // second [units of rows][d]: element d of rows 2u and 2u + 1.
+  void pair_rows(const KeyBlock<U>& block, int64_t count) {
+    typedef uint16_t __attribute__((may_alias)) half;  // of a unit
+    for (int64_t u = 0; u < units<U>(count); ++u) {
+      const auto* even = reinterpret_cast<const half*>(block.along_d + 2 * u * block.row);
+      const bool alone = 2 * u + 1 == count;
+      const auto* odd = alone ? even : reinterpret_cast<const half*>(block.along_d + (2 * u + 1) * block.row);
+      const uint32_t keep = alone ? 0u : 0xffff0000u;
+      U* out = second.data + u * depth;
+      for (int64_t d = 0; d < depth; ++d) out[d].bits = even[d] | (uint32_t(odd[d]) << 16 & keep);
     }
   }
 };

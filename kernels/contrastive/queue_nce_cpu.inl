@@ -135,8 +135,9 @@ struct QueueNce {
     Scratch<U> weights(units<U>(key_block) * panel_columns<A>);
     for (int64_t k = begin; k < end; k += key_block) {
       const int64_t count = std::min(key_block, end - k);
-      const KeyBlock<U> block = reader.read(k, count);
+      KeyBlock<U> block = reader.read(k, count);
       for (int64_t p = first; p < last; ++p) {
+        block.ahead = p == first && reader.in_place && k + 2 * key_block <= end ? block.along_d + key_block * block.row : nullptr;
         with_width<A>(panels.width(p), [&](auto nv) {
           if (running_maximum)
             add_block_online<U, nv()>(block, count, panel(p), weights.data, part(segment, p));

@@ -7,6 +7,7 @@ inline void score_tiles(const KeyBlock<U>& keys, int64_t count, const U* panel, 
   constexpr int64_t columns = NV * lanes_of<A>;
   for (int64_t j = 0; j < count; j += gemm_rows<A>) {
     with_rows<gemm_rows<A>>(count - j, [&](auto rows) {
+      keys.fetch_ahead(j, rows(), units<U>(depth));
       V<A> tile[rows()][NV] = {};
       gemm_tile<U, rows(), NV>(units<U>(depth), keys.along_d + j * keys.row, keys.row, 1, panel, columns, tile);
       use(j, rows, tile);
