@@ -33,7 +33,8 @@ from avfast.ops.queue_info_nce import queue_info_nce
 
 @dataclass(frozen=True)
 class DenseCLConfig:
-    """Options of the recipe `densecl`.
+    """Options of the recipe `densecl`. Defaults suit a thousand images and a few hundred steps; the presets hold the
+    published settings.
 
     Attributes:
         encoder: network: a preset of avfast.encoders or a local folder with weights.
@@ -63,16 +64,17 @@ class DenseCLConfig:
     lambda_start: int = 0
     match: Literal["feature", "geometry", "random"] = "feature"
     grid: int = 0
-    queue: int = 4096
+    queue: int = 1024
     queue_dtype: Literal["float32", "bfloat16"] = "float32"
     share_queue: bool = True
     temperature: float = 0.2
-    momentum: float = 0.999
+    momentum: float = 0.99
     group_size: int = 16
 
 
 _PAPER = {
-    "method.encoder": "resnet50", "method.size": 224, "method.queue": 65536, "method.group_size": 32,
+    "method.encoder": "resnet50", "method.size": 224, "method.queue": 65536, "method.momentum": 0.999,
+    "method.group_size": 32,
     "data.batch_size": 256, "optim.name": "sgd", "optim.momentum": 0.9, "optim.weight_decay": 1e-4,
     "optim.lr_batch": 256, "optim.schedule": "cosine-epoch", "optim.warmup_steps": 0,
 }  # fmt: skip
@@ -289,8 +291,8 @@ class DenseCL(Method):
     def notes(self) -> list[str]:
         c = self.config
         lines = [
-            "the loss rises until the queue has no random rows left, queue / images per step = "
-            f"{c.queue} / images steps (queue_fill in the log); judge it from there"
+            f"the loss rises until {c.queue} images have replaced the random rows of the queue (queue_fill in the "
+            "log); judge it from there"
         ]
         if c.loss_lambda == 1 and not c.lambda_start:
             lines.append("method.loss_lambda=1 trains the dense branch from random matches; give method.lambda_start")

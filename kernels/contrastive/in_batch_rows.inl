@@ -48,13 +48,15 @@ struct RowReader {
   const int64_t slices = slices_of<A>(rows.depth);
   const bool in_place = rows.dtype == (std::is_same_v<A, double> ? DType::f64 : DType::f32) && rows.stride_d == 1 &&
                         rows.depth % lanes_of<A> == 0 && !scale;
-  Scratch<A> packed{in_place ? 0 : slices * block_rows * panel_columns<A>};
+  const int64_t height = std::min(block_rows, rows.count);
+  Scratch<A> packed{in_place ? 0 : slices * height * panel_columns<A>};
 
   RowReader(const Rows& rows, const A* scale) : rows(rows), scale(scale) {}
 
   // Rows [begin, begin + count), count <= block_rows. Valid until the next read.
   Block<A> read(int64_t begin, int64_t count) const {
-    constexpr int64_t columns = panel_columns<A>, slice_stride = block_rows * columns;
+    constexpr int64_t columns = panel_columns<A>;
+    const int64_t slice_stride = height * columns;
     if (in_place) return {static_cast<const A*>(rows.data) + begin * rows.stride_n, rows.stride_n, columns};
     with_type(rows.dtype, [&](auto type) {
       using T = decltype(type);

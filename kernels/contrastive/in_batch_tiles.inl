@@ -95,13 +95,18 @@ struct Tiles {
   static constexpr int64_t columns = panel_columns<A>, lanes = lanes_of<A>;
   const int64_t depth, slices;
   const RowReader<A> read_a, read_b;
-  Scratch<A> panels{block_rows * slices * columns};  // rows of a, transposed: [panel][d][columns]
+  const int64_t height;
+  Scratch<A> panels{height * slices * columns};  // rows of a, transposed: [panel][d][columns]
   Scratch<A> logits{block_rows * logit_stride<A>};
   Block<A> a{}, b{};
   LogitBlock<A> block{};
 
   Tiles(const Side<A>& a, const Side<A>& b)
-      : depth(a.rows.depth), slices(slices_of<A>(depth)), read_a(a.reader()), read_b(b.reader()) {}
+      : depth(a.rows.depth),
+        slices(slices_of<A>(depth)),
+        read_a(a.reader()),
+        read_b(b.reader()),
+        height(std::min(block_rows, (a.rows.count + columns - 1) / columns * columns)) {}
 
   A* panel(int64_t first_row) const { return panels.data + first_row * slices * columns; }
 
