@@ -17,6 +17,7 @@ from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
+from .ops.sample_exemplars import Exemplars, sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
 
@@ -45,6 +46,7 @@ __all__ = [
     "ChannelStats",
     "Correspondence",
     "DenseMatch",
+    "Exemplars",
     "FeatureQueue",
     "GroupShuffleBN",
     "QueueLoss",
@@ -65,6 +67,7 @@ __all__ = [
     "queue_info_nce",
     "random_match",
     "reset_batchnorm",
+    "sample_exemplars",
     "scan_batchnorm",
     "set_backend",
     "sigmoid_contrastive",

@@ -15,6 +15,7 @@ from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
+from .ops.sample_exemplars import sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
 
@@ -27,6 +28,7 @@ __all__ = [
     "info_nce",
     "nt_xent",
     "queue_info_nce",
+    "sample_exemplars",
     "sigmoid_contrastive",
     "sup_con",
 ]

@@ -11,20 +11,7 @@ import hashlib
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def mix64(values: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: a bijection of 64-bit integers whose output passes for uniform.
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    z = np.asarray(values, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        z = (z + _GOLDEN).astype(np.uint64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+from avfast.ops._counter import GOLDEN, mix64
 
 
 def key64(*keys: object) -> int:
@@ -40,7 +27,7 @@ def permutation(n: int, *keys: object) -> np.ndarray:
     True
     """
     with np.errstate(over="ignore"):
-        counters = np.uint64(key64(*keys)) + np.arange(n, dtype=np.uint64) * _GOLDEN
+        counters = np.uint64(key64(*keys)) + np.arange(n, dtype=np.uint64) * GOLDEN
     return np.argsort(mix64(counters), kind="stable")
 
 
@@ -57,7 +44,7 @@ class Draws:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A float in ``[low, high)``."""
-        self._state = (self._state + int(_GOLDEN)) % 2**64
+        self._state = (self._state + int(GOLDEN)) % 2**64
         return low + (high - low) * (int(mix64(self._state)) >> 11) * 2.0**-53
 
     def integer(self, n: int) -> int:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avfast.data.images import NormalizeFrames
-from avfast.data.randomness import _GOLDEN, mix64
 from avfast.errors import MissingDependency
+from avfast.ops._counter import GOLDEN
+from avfast.ops._counter import Uniforms as CounterUniforms
 
 CROP_TRIES = 10
 """Boxes drawn until one fits into the picture, as torchvision draws them."""
@@ -38,15 +39,13 @@ class Uniforms:
 
     def __init__(self, seeds: Tensor, stream: int) -> None:
         with np.errstate(over="ignore"):
-            self._state = mix64(seeds.cpu().numpy().astype(np.uint64) + np.uint64(stream) * _GOLDEN)
+            keys = seeds.cpu().numpy().astype(np.uint64) + np.uint64(stream) * GOLDEN
+        self._numbers = CounterUniforms(keys)
         self._device = seeds.device
 
     def draw(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 ``[B]`` in [low, high)."""
-        with np.errstate(over="ignore"):
-            self._state = (self._state + _GOLDEN).astype(np.uint64)
-        unit = (mix64(self._state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return torch.from_numpy(low + (high - low) * unit).to(self._device, torch.float32)
+        """float32, of the shape of the seeds, in [low, high)."""
+        return torch.from_numpy(low + (high - low) * self._numbers.draw()).to(self._device, torch.float32)
 
 
 class TwoViews(nn.Module):
