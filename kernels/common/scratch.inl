@@ -40,16 +40,22 @@ inline ScratchCache& scratch_cache() {
   return cache;
 }
 
+// For memory that is written before it is read.
+struct Uncleared {};
+constexpr Uncleared uncleared{};
+
 // Zeroed heap memory on a cache line's border, gone with the scope.
 template <typename T>
 struct Scratch {
   T* data;
 
-  explicit Scratch(int64_t n) : bytes_(size_t(n) * sizeof(T) + line) {
-    if (bytes_ >= ScratchCache::smallest && (block_ = scratch_cache().take(bytes_, &bytes_)))
-      std::memset(block_, 0, size_t(n) * sizeof(T) + line);
-    else
-      block_ = std::calloc(bytes_, 1);
+  explicit Scratch(int64_t n) : Scratch(n, uncleared) {
+    if (reused_) std::memset(static_cast<void*>(data), 0, size_t(n) * sizeof(T));
+  }
+  Scratch(int64_t n, Uncleared) : bytes_(size_t(n) * sizeof(T) + line) {
+    if (bytes_ >= ScratchCache::smallest) block_ = scratch_cache().take(bytes_, &bytes_);
+    reused_ = block_ != nullptr;
+    if (!reused_) block_ = std::calloc(bytes_, 1);
     if (!block_) throw std::bad_alloc();
     data = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block_) + line - 1) / line * line);
   }
@@ -64,4 +70,5 @@ struct Scratch {
   static constexpr size_t line = 64;
   size_t bytes_;
   void* block_ = nullptr;
+  bool reused_;
 };

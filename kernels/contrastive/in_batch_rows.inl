@@ -48,10 +48,12 @@ struct RowReader {
   const int64_t slices = slices_of<A>(rows.depth);
   const bool in_place = rows.dtype == (std::is_same_v<A, double> ? DType::f64 : DType::f32) && rows.stride_d == 1 &&
                         rows.depth % lanes_of<A> == 0 && !scale;
-  const int64_t height = std::min(block_rows, rows.count);
-  Scratch<A> packed{in_place ? 0 : slices * height * panel_columns<A>};
+  const int64_t height;
+  Scratch<A> packed{in_place ? 0 : slices * height * panel_columns<A>, uncleared};
 
-  RowReader(const Rows& rows, const A* scale) : rows(rows), scale(scale) {}
+  // One that is `idle` will not be read from.
+  RowReader(const Rows& rows, const A* scale, bool idle = false)
+      : rows(rows), scale(scale), height(idle ? 0 : std::min(block_rows, rows.count)) {}
 
   // Rows [begin, begin + count), count <= block_rows. Valid until the next read.
   Block<A> read(int64_t begin, int64_t count) const {
@@ -139,7 +141,9 @@ struct Side {
     });
   }
 
-  RowReader<A> reader() const { return RowReader<A>(rows, distances && normalize ? inverse.data : nullptr); }
+  RowReader<A> reader(bool idle = false) const {
+    return RowReader<A>(rows, distances && normalize ? inverse.data : nullptr, idle);
+  }
   double inverse_norm(int64_t row) const { return normalize ? 1 / std::max(norm[row], minimum_norm) : 1.0; }
   // What products with the row, as it is read, are still to be multiplied by.
   double scale(int64_t row) const { return distances ? 1.0 : inverse_norm(row); }

@@ -21,6 +21,7 @@ void PairNce<A>::backward(const PairNceBwdArgs& out) const {
             for_blocks(groups_b.begin(group_b), groups_b.end(group_b), m, [&](int64_t j, int64_t width) {
               const LogitBlock<A>& block = tiles.against(j, width, logit, holes);
               weigh<L2, with_columns(), with_labels()>(block, rows.at(i), columns.at(j), pull_factor, nearest);
+              tiles.weighed();
               tiles.add_to_a(rows.gradient.data);
               tiles.add_to_b(columns.gradient.data);
             });

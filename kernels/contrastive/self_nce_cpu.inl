@@ -88,6 +88,7 @@ void SelfNce<A>::backward(const SelfNceBwdArgs& out) const {
           columns.scale = column_scale.data + j;
           if (i == j) columns.sum = columns.along = columns.equal = unused.data;  // its rows have it all
           weigh<false, true, with_labels()>(block, side.at(i), columns, A(0), A(0));
+          tiles.weighed();
           tiles.add_to_a(side.gradient.data);
           if (i != j) tiles.add_to_b(side.gradient.data);
         });

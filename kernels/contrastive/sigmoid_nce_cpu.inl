@@ -103,6 +103,7 @@ struct SigmoidNce {
         for_blocks(groups_b.begin(group_b), groups_b.end(group_b), m, [&](int64_t j, int64_t width) {
           const LogitBlock<A>& block = tiles.against(j, width, logit(), holes);
           sigmoid_block<true, A>(block, A(args.bias), grad.data + i, a.inverse.data + i, b.inverse.data + j, sums.at(i));
+          tiles.weighed();
           tiles.add_to_a(da.data);
           tiles.add_to_b(db.data);
         });

@@ -17,6 +17,8 @@
 #include "../contrastive/queue_nce_bwd_queue_cpu.inl"
 #include "../contrastive/dense_match_cpu.inl"
 #include "../contrastive/in_batch_rows.inl"
+#include "../contrastive/in_batch_logits.inl"
+#include "../contrastive/in_batch_halves.inl"
 #include "../contrastive/in_batch_tiles.inl"
 #include "../contrastive/in_batch_rounds.inl"
 #include "../contrastive/in_batch_gradient.inl"
@@ -27,6 +29,7 @@
 #include "../contrastive/pair_nce_bwd_cpu.inl"
 #include "../contrastive/self_nce_cpu.inl"
 #include "../contrastive/sigmoid_nce_cpu.inl"
+#include "../correlation/exemplar_crop_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -46,5 +49,6 @@ inline KernelTable make_table(const char* isa) {
       self_nce_fwd_cpu,
       self_nce_bwd_cpu,
       sigmoid_nce_cpu,
+      exemplar_crop_cpu,
   };
 }

@@ -5,6 +5,7 @@
 #include "../contrastive/dense_match.h"
 #include "../contrastive/in_batch.h"
 #include "../contrastive/queue_nce.h"
+#include "../correlation/exemplar_crop.h"
 
 namespace avfast {
 
@@ -25,6 +26,7 @@ struct KernelTable {
   void (*self_nce_fwd)(const SelfNceFwdArgs&, const Parallel&);
   void (*self_nce_bwd)(const SelfNceBwdArgs&, const Parallel&);
   void (*sigmoid_nce)(const SigmoidNceArgs&, const Parallel&);
+  void (*exemplar_crop)(const ExemplarCropArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
