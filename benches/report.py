@@ -216,24 +216,27 @@ def update_readme(path: Path, block: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m avfast.benches.report", description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+", help="results of one machine each")
     parser.add_argument("--out", type=Path, help="folder for report.md and the plots (default: print the report)")
     parser.add_argument("--readme", type=Path, help="rewrite the numbers between the markers of this file")
     chosen = parser.parse_args(arguments)
-    results = run.load(chosen.json)
+    if chosen.out and len(chosen.json) > 1:
+        parser.error("--out: expected the results of one machine")
+    every = [run.load(path) for path in chosen.json]
     if chosen.readme:
-        changed = update_readme(chosen.readme, readme_block(results))
+        changed = update_readme(chosen.readme, "\n\n".join(map(readme_block, every)))
         print(f"{chosen.readme}: {'updated' if changed else 'unchanged'}")
     if chosen.out:
         from .plots import draw
 
         chosen.out.mkdir(parents=True, exist_ok=True)
+        (results,) = every
         pictures = draw(results, chosen.out)
         links = "".join(f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
         (chosen.out / "report.md").write_text(markdown(results) + links)
         print(f"wrote {chosen.out / 'report.md'} and {len(pictures)} plots")
     elif not chosen.readme:
-        print(markdown(results))
+        print("\n".join(map(markdown, every)))
     return 0
 
 
