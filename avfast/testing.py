@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, match, queue
+from .reference import batch_norm, contrastive, exemplar_crop, match, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -245,6 +245,24 @@ def _make_sigmoid_gradient(shape, dtype, generator):
     return (_row_gradient(len(a), a, generator), a, *rest)
 
 
+def _make_crops(shape, dtype, generator):
+    """Three boxes of each image: the whole, a turned one reaching beyond it, a mirrored one."""
+    b, c = shape[:2]
+    h, w = (shape[2] if len(shape) > 3 else 5), math.prod(shape[3:] or shape[2:])
+    h, w = max(1, min(h, 40)), max(1, min(w, 40))
+    images = activation((b, c, h, w), dtype, generator) if c else torch.zeros(b, c, h, w, dtype=dtype)
+    draw = torch.rand(5, b, generator=generator)
+    theta, top, left = 180 * draw[0] - 90, (draw[1] - 1.2) * h / 2, (draw[2] - 1.2) * w / 2
+    bottom, right = top + (0.2 + draw[3]) * h, left + (0.2 + draw[4]) * w
+    whole = torch.tensor([0, -h / 2, -w / 2, h / 2, w / 2]).expand(b, 5)
+    boxes = [
+        whole,
+        torch.stack([theta, top, left, bottom, right], 1),
+        torch.stack([theta, top, right, bottom, left], 1),
+    ]
+    return images, torch.stack(boxes, dim=1), 7, b % 2 == 1, shape[1] != 3
+
+
 def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
     """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
 
@@ -369,6 +387,14 @@ CASES = (
         autocast(queue.queue_nce_backward_queue, 1),
         BACKWARD_FACTOR,
         bf16_products=True,
+    ),
+    Case(
+        "exemplar_crop",
+        "crop_exemplars",
+        _make_crops,
+        lambda *a: (exemplar_crop.exemplar_crop(*a),),
+        lambda *a: (exemplar_crop.exemplar_crop(*a),),
+        FORWARD_FACTOR,
     ),
     Case("dense_match_fwd", "dense_match", _make_match, match.dense_match, match.dense_match, FORWARD_FACTOR),
 )

@@ -55,6 +55,8 @@ Tensor sigmoid_nce_fwd(Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t po
 Tensors5 sigmoid_nce_bwd(
     Tensor grad_row, Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t positive, bool normalize);
 
+Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
+
 }  // namespace avfast
 
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
@@ -78,4 +80,5 @@ Tensors5 sigmoid_nce_bwd(
   m.impl("self_nce_fwd", TORCH_BOX(&avfast::self_nce_fwd));               \
   m.impl("self_nce_bwd", TORCH_BOX(&avfast::self_nce_bwd));               \
   m.impl("sigmoid_nce_fwd", TORCH_BOX(&avfast::sigmoid_nce_fwd));         \
-  m.impl("sigmoid_nce_bwd", TORCH_BOX(&avfast::sigmoid_nce_bwd))
+  m.impl("sigmoid_nce_bwd", TORCH_BOX(&avfast::sigmoid_nce_bwd));         \
+  m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))

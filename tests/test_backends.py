@@ -23,6 +23,7 @@ CALLS = {
     "blended_batch_norm": lambda: avfast.blended_batch_norm(X, *torch.ones(5, 3).unbind()),
     "channel_affine": lambda: avfast.channel_affine(X, torch.ones(3), torch.ones(3)),
     "channel_stats": lambda: avfast.channel_stats(X).mean,
+    "crop_exemplars": lambda: avfast.crop_exemplars(X[:, :, None], X[:, :1, :5], out=2),
     "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, MATCH, reduction="none"),
     "dense_match": lambda: avfast.dense_match(X, X).similarity,
     "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
