@@ -5,6 +5,8 @@ Nothing here needs PyAV until a file is opened.
 
 from __future__ import annotations
 
+from avfast.data.colours import Colours
+from avfast.data.correlation_views import CorrelationBatch, CorrelationViews
 from avfast.data.dataset import ClipDataset, build_loader
 from avfast.data.image_folder import ImageDataset
 from avfast.data.media import Clip, MediaError, MediaInfo, probe, read_clip
@@ -17,6 +19,9 @@ __all__ = [
     "ClipDataset",
     "ClipRecord",
     "ClipSource",
+    "Colours",
+    "CorrelationBatch",
+    "CorrelationViews",
     "EpochSampler",
     "IMAGE_EXTENSIONS",
     "ImageDataset",
