@@ -55,7 +55,8 @@ def allowance(dtype: torch.dtype, baseline: Error | None, *, exact: bool = False
     """
     if exact:
         return 0.0
-    return max(torch.finfo(dtype).eps ** 0.5, 3 * baseline.relative if baseline else 0.0, least)
+    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 2.0**-8  # bytes
+    return max(eps**0.5, 3 * baseline.relative if baseline else 0.0, least)
 
 
 def objection(

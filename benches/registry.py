@@ -18,12 +18,14 @@ BENCHES = {
     "sigmoid_contrastive": "bench_sigmoid",
     "dense_match": "bench_dense_match",
     "densecl_step": "bench_densecl_step",
+    "exemplars": "bench_exemplars",
 }
 
 #: Benches that belong together, for a record of one family.
 FAMILIES = {
     "batch_norm": tuple(BENCHES)[:5],
-    "contrastive": tuple(BENCHES)[5:],
+    "contrastive": tuple(BENCHES)[5:11],
+    "correlation": tuple(BENCHES)[11:],
 }
 
 

@@ -12,6 +12,7 @@ from avfast.benches import (
     bench_channel_stats,
     bench_dense_match,
     bench_densecl_step,
+    bench_exemplars,
     bench_info_nce,
     bench_nt_xent,
     bench_overhead,
@@ -57,6 +58,34 @@ def test_every_candidate_of_a_case_computes_the_same(chosen):
             excused = reason == "it is what avfast runs already" or reason.startswith("not installed: ")
             assert entry["status"] == "ok" or excused, entry
     assert by_name(record)["avfast"]["worst_error"] < (5e-3 if chosen.dtype == torch.bfloat16 else 2e-6)
+
+
+def test_exemplars_of_the_published_path_are_those_of_the_closed_form():
+    """Its boxes are whole pixels and its pixels the nearest ones; its maps lie where the five numbers say."""
+    pytest.importorskip("PIL")
+    chosen = bench_exemplars.case("small")
+    record = harness.run_case(chosen, quick_protocol(rounds=1))
+    assert {entry["status"] for entry in record["candidates"]} <= {"ok", "unavailable"}
+    assert by_name(record)["avfast"]["worst_error"] < 5e-3
+
+    data = chosen.inputs()
+    maps = bench_exemplars.published(data)[1]
+    boxes = bench_exemplars.avfast_exemplars(data)()[1]
+    at = (torch.arange(160) + 0.5) * 96 / 160 - 48
+    theta, top, left, bottom, right = (x[..., None, None] for x in boxes.unbind(-1))
+    cos, sin = theta.deg2rad().cos(), theta.deg2rad().sin()
+    x, y = cos * at + sin * at[:, None], -sin * at + cos * at[:, None]
+    ours = (left <= x) & (x < right) & (top <= y) & (y < bottom)
+    both, either = (ours & (maps == 1)).sum((2, 3)), (ours | (maps == 1)).sum((2, 3))
+    assert (both / either).min() > 0.85
+
+
+def test_the_correlation_loader_gives_all_images(capsys):
+    from avfast.benches import correlation_loader
+
+    words = ["--workers", "1", "--batch", "2", "--side", "64", "--batches", "2", "--rounds", "1"]
+    assert correlation_loader.main(words) == 0
+    assert " images/s (median of 1 rounds, " in capsys.readouterr().out
 
 
 def test_blending_holds_a_third_of_the_memory():
