@@ -109,7 +109,7 @@ class CorrelationViews(nn.Module):
         searched = crop_exemplars(images, part, self.search)[:, 0]
         half = self.search / 2
         whole = part.new_tensor([0, -half, -half, half, half]).expand(len(images), 1, 5)
-        context = self.normalize(crop_exemplars(searched, whole, self.context)[:, 0])
+        context = self._normalised(crop_exemplars(searched, whole, self.context)[:, 0].to(torch.float32))
         boxes = sample_exemplars(len(images), **self.options, generator=0, sample_ids=seeds, device=images.device).boxes
         return CorrelationBatch(context, self._exemplars(searched, boxes, seeds), boxes)
 
@@ -148,8 +148,11 @@ class CorrelationViews(nn.Module):
             [theta, top, torch.where(mirrored, right, left), bottom, torch.where(mirrored, left, right)], dim=2
         )
         crops = crop_exemplars(searched, cut, self.exemplar)
-        if self.colours is None:
-            return self.normalize(crops)
-        pictures = self.colours(crops.flatten(0, 1).to(torch.float32).mul_(1 / 255), uniforms)
-        scaled = torch.addcmul(self.normalize.shift, pictures, self.normalize.scale * 255)
-        return scaled.view(*boxes.shape[:2], *scaled.shape[1:])
+        pictures = crops.flatten(0, 1).to(torch.float32)
+        if self.colours is not None:
+            pictures = self.colours(pictures.mul_(1 / 255), uniforms).mul_(255)
+        return self._normalised(pictures).view(crops.shape)
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        """In place: memory that was never touched costs more than the arithmetic."""
+        return pictures.mul_(self.normalize.scale).add_(self.normalize.shift)
