@@ -1,5 +1,5 @@
-"""Encoders: residual networks from `transformers` by preset, a local folder in the same format, or any
-module.
+"""Encoders: residual networks and vision transformers from `transformers` by preset, a local folder in the same format,
+or any module.
 
 An encoder maps ``[B, C_in, H, W]`` to a feature map ``[B, channels, h, w]``. The presets carry random
 weights; a path to a folder with ``config.json`` and ``model.safetensors`` carries its own. Nothing is
@@ -8,12 +8,17 @@ downloaded.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from avfast.errors import ConfigError, MissingDependency
+from avfast.nn.encoder import Encoder
+from avfast.vit import VIT_PRESETS, build_vit, load_vit
+
+__all__ = ["PRESETS", "Encoder", "build_encoder"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "resnet-tiny": {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
@@ -32,73 +37,54 @@ small are ours. Their maps have a 32nd of the input's side; small16 ends a stage
 on small images."""
 
 
-class Encoder(nn.Module):
-    """Any network behind one interface.
-
-    Args:
-        backbone: a module that returns a map ``[B, C, h, w]``, a vector ``[B, C]``, or an object with
-            ``last_hidden_state`` (the convention of `transformers`).
-        channels: C.
-        pretrained: True when the weights were read from somewhere, so that plans can say so.
-
-    >>> import torch
-    >>> encoder = Encoder(nn.Conv2d(3, 8, 3), channels=8)
-    >>> encoder.pooled(torch.zeros(2, 3, 16, 16)).shape
-    torch.Size([2, 8])
-    """
-
-    def __init__(self, backbone: nn.Module, channels: int, *, pretrained: bool = False) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.channels = channels
-        self.pretrained = pretrained
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Feature map ``[B, channels, h, w]`` (or ``[B, channels]`` if the backbone pools itself)."""
-        out = self.backbone(x)
-        out = getattr(out, "last_hidden_state", out)
-        if out.ndim not in (2, 4) or out.shape[1] != self.channels:
-            raise ValueError(
-                f"avfast.encoders.Encoder: backbone: expected an output [B, {self.channels}, h, w] "
-                f"or [B, {self.channels}], got {list(out.shape)}"
-            )
-        return out
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Feature map averaged over space: ``[B, channels]``."""
-        out = self(x)
-        return out.mean(dim=(2, 3)) if out.ndim == 4 else out
-
-
 def build_encoder(source: str | nn.Module, *, in_channels: int, channels: int | None = None) -> Encoder:
     """An encoder from a preset name, a local folder, or a module.
 
     Args:
-        source: a key of :data:`PRESETS`; a folder written by ``save_pretrained`` or by avfast's export; or a
-            module that follows :class:`Encoder`'s contract (then `channels` is needed).
+        source: a key of :data:`PRESETS` or of :data:`avfast.vit.VIT_PRESETS`; a folder written by ``save_pretrained``
+            or by avfast's export; or a module that follows :class:`Encoder`'s contract (then `channels` is needed).
         in_channels: channels of the input, 3 for frames and 1 for spectrograms. A folder whose stem reads 3
             channels is adapted to 1 by summing its filters, which leaves the response to a grey image
             unchanged.
         channels: width of a module's output.
 
     Raises:
-        ConfigError: unknown preset and no such folder, or a folder that cannot be read as a residual network.
+        ConfigError: unknown preset and no such folder, or a folder that cannot be read as a residual network or
+            a vision transformer.
         MissingDependency: `transformers` is not installed.
     """
     if isinstance(source, nn.Module):
         if channels is None:
             raise ConfigError("avfast.build_encoder: channels: a module needs the width of its output, got None")
         return Encoder(source, channels, pretrained=True)
+    if source in VIT_PRESETS:
+        return build_vit(source, in_channels=in_channels)
     if source in PRESETS:
         config_class, model_class = _transformers()
         config = config_class(num_channels=in_channels, **PRESETS[source])
         return Encoder(model_class(config), config.hidden_sizes[-1])
     folder = Path(source)
     if folder.is_dir():
-        return _from_folder(folder, in_channels)
-    raise ConfigError(
-        f"encoder '{source}' is neither a preset ({', '.join(PRESETS)}) nor a folder with config.json and weights"
-    )
+        _quiet_loading()
+        read = load_vit if _model_type(folder) == "vit" else _from_folder
+        return read(folder, in_channels=in_channels)
+    known = ", ".join([*PRESETS, *VIT_PRESETS])
+    raise ConfigError(f"encoder '{source}' is neither a preset ({known}) nor a folder with config.json and weights")
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None  # said better by the library that reads the weights
+
+
+def _quiet_loading() -> None:
+    try:
+        from transformers.utils import logging
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependency("transformers", extra="train", purpose="reading an encoder") from error
+    logging.disable_progress_bar()
 
 
 def _transformers() -> tuple[type, type]:
@@ -109,11 +95,8 @@ def _transformers() -> tuple[type, type]:
     return ResNetConfig, ResNetModel
 
 
-def _from_folder(folder: Path, in_channels: int) -> Encoder:
+def _from_folder(folder: Path, *, in_channels: int) -> Encoder:
     _, model_class = _transformers()
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     try:
         model = model_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
