@@ -2,7 +2,7 @@
 
 Encoders of one kind, frozen and read by the same heads: untrained, MoCo-v2 (DenseCL with ``loss_lambda=0``), DenseCL
 with positives found by features (as published) and by geometry, and one trained on the masks and labels themselves. The
-methods differ in the words of ``ARMS`` alone and train through `avfast pretrain`; words such as ``run.steps=400`` go to
+methods differ in the words of ``ARMS`` alone and train through `avfast pretrain`; words such as ``optim.lr=1e-3`` go to
 all. Dense scores are a linear segmentation head (mIoU), image scores nearest neighbours; both on the test split, which
 nothing was chosen on.
 """
@@ -28,20 +28,25 @@ from .run import save
 ARMS = {
     "MoCo-v2": ["method.loss_lambda=0"],
     "DenseCL": ["method.loss_lambda=0.5"],
-    "DenseCL, match by geometry": ["method.loss_lambda=0.5", "method.match=geometry"],
+    "DenseCL by geometry": ["method.loss_lambda=0.5", "method.match=geometry"],
 }
 ORDER = ("untrained", *ARMS, "supervised")
 SCORES = ("mIoU", "pixel accuracy", "kNN image", "linear probe image")
-SCHEMA = "densecl_quality/1"
+STEPS = 400
+SCHEMA = "densecl_quality/2"
 
 
 def measure(
-    data: str, seeds: Sequence[int], words: Sequence[str], folder: Path, *, with_supervised: bool = True, tell=print
+    data: str, seeds: Sequence[int], words: Sequence[str], folder: Path, *, arms: Sequence[str] = ORDER, tell=print
 ) -> dict:
-    """Train and score every arm for every seed; plain JSON types."""
+    """Train and score the arms for every seed; plain JSON types. ``untrained`` comes with any method."""
+    from avfast.engine.config import parse_config
+
     rows = []
     for seed in seeds:
         for arm, own in ARMS.items():
+            if arm not in arms:
+                continue
             began, out = time.monotonic(), folder / f"{arm}-{seed}"
             summary = _pretrain(data, seed, [*words, *own], out)
             rows.append(_row(arm, seed, summary.scores["trained"], summary.step, time.monotonic() - began))
@@ -49,13 +54,15 @@ def measure(
             tell(_line(rows[-1]))
         rows.append(_row("untrained", seed, summary.scores["untrained"], 0, 0.0))
         tell(_line(rows[-1]))
-        if not with_supervised:
+        if "supervised" not in arms:
             continue
         began = time.monotonic()
         scores, steps = supervised(data, seed, words, out)
         rows.append(_row("supervised", seed, scores, steps, time.monotonic() - began))
         tell(_line(rows[-1]))
-    return {"schema": SCHEMA, "machine": machine.facts(), "data": data, "settings": list(words), "rows": rows}
+    settings = parse_config("densecl", list(words)).to_dict()
+    head = {"schema": SCHEMA, "machine": machine.facts(), "data": data, "settings": settings, "arms": ARMS}
+    return head | {"rows": rows}
 
 
 def _pretrain(data: str, seed: int, words: Sequence[str], out: Path):
@@ -169,15 +176,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data", default="demo", help="demo, or a folder of images with masks as `avfast demo-data` makes"
     )
     parser.add_argument("--seeds", default="0,1", help="comma-separated")
-    parser.add_argument("--no-supervised", action="store_true", help="leave the supervised encoder out")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of every training")
+    parser.add_argument("--arms", default=",".join(ORDER), metavar="A,B", help=f"some of: {', '.join(ORDER)}")
     parser.add_argument("--out", type=Path, help="keep the runs here")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here")
     chosen = parser.parse_args(arguments)
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    arms = [arm.strip() for arm in chosen.arms.split(",")]
+    if not set(arms) <= set(ORDER) or not set(arms) & set(ARMS):
+        parser.error(f"--arms: expected some of {', '.join(ORDER)}, one of them a method, got {chosen.arms}")
+    words = [f"run.steps={chosen.steps}", *chosen.words]
     with tempfile.TemporaryDirectory() as scratch:
-        results = measure(
-            chosen.data, seeds, chosen.words, chosen.out or Path(scratch), with_supervised=not chosen.no_supervised
-        )
+        results = measure(chosen.data, seeds, words, chosen.out or Path(scratch), arms=arms)
     if chosen.json:
         save(json.loads(json.dumps(results)), chosen.json)
     print(table(results))
