@@ -154,13 +154,14 @@ def table(results: dict) -> str:
     """Arms by scores: the mean over seeds, and every seed beside it."""
     lines = ["| encoder | " + " | ".join(SCORES) + " |", "|" + " --- |" * (len(SCORES) + 1)]
     for arm in ORDER:
+        own = [row for row in results["rows"] if row["arm"] == arm]
         cells = [arm]
         for name in SCORES:
-            values = [_value(row, name) for row in results["rows"] if row["arm"] == arm]
+            values = [_value(row, name) for row in own]
             known = [value for value in values if value is not None]
             each = ", ".join(f"{value:.3f}" for value in known)
             cells.append(f"{statistics.mean(known):.3f} ({each})" if known else "–")
-        if len(cells) > 1:
+        if own:
             lines.append("| " + " | ".join(cells) + " |")
     chance = {n: s["chance"] for row in results["rows"][:1] for n, s in row["scores"].items()}
     lines.append("| chance | " + " | ".join(f"{chance[n]:.3f}" if n in chance else "–" for n in SCORES) + " |")

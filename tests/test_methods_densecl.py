@@ -342,6 +342,23 @@ def test_missing_crops_and_missing_maps_are_named():
 # ------------------------------------------------------------------------------------------- learning
 
 
+def test_pictures_seldom_meet_their_own_older_keys():
+    """By default, on as many pictures as `--data demo` trains on; a queue longer than an epoch holds nearly all."""
+    from avfast.data import EpochSampler
+
+    def share(queue: int) -> float:
+        sampler, seen, met = EpochSampler(840, seed=0, batch_size=32, world_size=1), [], []
+        for _ in range(8):
+            for batch in sampler:
+                numbers = [index for _, index in batch]
+                if len(seen) >= queue:
+                    met += [number in seen[-queue:] for number in numbers]
+                seen += numbers
+        return sum(met) / len(met)
+
+    assert share(DenseCLConfig().queue) < 0.1 < 0.6 < share(1024)
+
+
 def train(shuffled: bool) -> tuple[DenseCL, list[dict[str, float]]]:
     """150 steps on crops of photographs, from the same weights."""
     method = fixtures.method(channels=1, width=16, dim=32, queue=1024, momentum=0.99, group_size=16)
