@@ -78,13 +78,15 @@ class VitEncoder(Encoder):
             raise ConfigError(f"encoder: expected pictures of at least {self.patch_size} pixels, got {list(x.shape)}")
         return self.backbone(x).last_hidden_state
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return height // self.patch_size, width // self.patch_size
-
     def forward(self, x: Tensor) -> Tensor:
         """Map of the patches, ``[B, channels, h, w]``."""
-        rows, columns = self.grid(*x.shape[-2:])
-        return self.tokens(x)[:, 1:].mT.unflatten(2, (rows, columns))
+        grid = tuple(side // self.patch_size for side in x.shape[-2:])
+        return self.tokens(x)[:, 1:].mT.unflatten(2, grid)
+
+    @property
+    def class_token(self) -> nn.Parameter:
+        """``[1, 1, channels]``."""
+        return self.backbone.embeddings.cls_token
 
     def freeze_patches(self) -> None:
         """Stop the training of the patch embedding (Chen et al. 2021, section 4.2)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from avfast.engine.image_inputs import ImagePipeline
 from avfast.engine.sources import readable
-from avfast.evaluate import Score, knn_accuracy, linear_probe, linear_segmentation
+from avfast.evaluate import Score, knn_accuracy, linear_probe, linear_segmentation, location_scores
 from avfast.evaluate.segmentation import IGNORE
 from avfast.methods import Method
+from avfast.methods.base import CorrelationInputs
 
 NO_VAL = "no validation split to choose the regularisation on"
 MOST_MAP_BYTES = 1 << 30
@@ -56,6 +59,16 @@ def map_split(method: Method, pipeline: ImagePipeline, loader: DataLoader) -> Ma
     return Mapped(torch.cat(features), torch.cat(labels), *dense, errors, no_maps)
 
 
+@torch.no_grad()
+def located(method: Method, pipeline: ImagePipeline, loader: DataLoader) -> Iterator[Any]:
+    """Predicted and true maps of a split in eval mode, batch by batch, with the draws of that split."""
+    was_training = method.training
+    method.eval()
+    for batch in readable(loader):
+        yield method.location_maps(pipeline(batch))
+    method.train(was_training)
+
+
 def assess_images(
     method: Method,
     pipeline: ImagePipeline,
@@ -73,6 +86,8 @@ def assess_images(
     parts = [part for part in (train, val, test) if part is not None]
     errors = {key: count for part in parts for key, count in part.errors.items()}
     scores: dict[str, Score] = {}
+    if isinstance(pipeline.inputs, CorrelationInputs):
+        scores |= location_scores(located(method, pipeline, loaders["test"]), context=context)
     if reason := next((part.no_maps for part in parts if part.no_maps), "") or _foreign_class(parts, mask_classes):
         scores["mIoU"] = Score.unavailable(reason)
     elif val is None:

@@ -60,7 +60,8 @@ def build_optimizer(method: Method, config: OptimConfig, batch: int) -> torch.op
     lr = learning_rate(config, batch)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name](groups, lr=lr)
+    optimizers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    return optimizers[config.name](groups, lr=lr, betas=(0.9, config.beta2))
 
 
 def build_schedule(
@@ -68,15 +69,16 @@ def build_schedule(
 ) -> LambdaLR:
     """Linear warm-up, then a half cosine to zero at `steps`, or constant. ``cosine-epoch`` moves once per epoch, with
     ``cos(pi * epoch / epochs)``, as the schedules of MoCo and DenseCL do."""
+    warmup = config.warmup_epochs * steps_per_epoch or config.warmup_steps
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        warm = min(1.0, (step + 1) / (warmup + 1))
         if config.schedule == "constant":
             return warm
         if config.schedule == "cosine-epoch":
             epochs = math.ceil(steps / steps_per_epoch)
             return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step // steps_per_epoch / epochs)))
-        after = max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        after = max(0, step - warmup) / max(1, steps - warmup)
         return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, after)))
 
     return LambdaLR(optimizer, factor)

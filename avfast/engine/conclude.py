@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avfast.engine import figures, figures_images
+from avfast.engine import figures, figures_images, figures_maps
 from avfast.engine.assess import Embedded, assess, calibrate_batchnorm
 from avfast.engine.assess_images import assess_images
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
@@ -21,6 +21,7 @@ from avfast.engine.loop import TrainResult
 from avfast.engine.report import RunSummary
 from avfast.engine.sources import DataBundle, readable
 from avfast.methods import Method
+from avfast.methods.base import CorrelationInputs
 
 if TYPE_CHECKING:
     from avfast.engine.pretrain import Job
@@ -75,6 +76,7 @@ def conclude(
         errors=unread | trained.errors,
         pictures=_pictures(job, trained, control, chosen, pipeline, embedded),
         noun=job.bundle.noun,
+        shuffled=job.method.inputs.control,
     )
     if job.board is not None:
         job.board.pictures(summary.pictures, trained.step)
@@ -117,7 +119,14 @@ def _pictures(
     out, names = job.request.out, job.bundle.source.classes
     images = isinstance(pipeline, ImagePipeline)
     curves = figures.curves(out / "curves.png", trained.rows, control.rows if control else [], job.bounds)
-    made = {"Contrast curves" if images else "Curves": curves}
+    placed = isinstance(pipeline.inputs, CorrelationInputs)
+    made = {"Map curves" if placed else "Contrast curves" if images else "Curves": curves}
+    if placed and job.loaders["test"] is not None:
+        batch = pipeline(next(readable(job.loaders["test"])))
+        method.eval()
+        made["Correlation maps"] = figures_maps.correlation_maps(
+            out / "figures" / "correlation_maps.png", batch["context"], batch["exemplars"], method.location_maps(batch)
+        )
     if images and pipeline.inputs.views == 2 and job.loaders["test"] is not None:
         batch = pipeline(next(readable(job.loaders["test"])))
         method.eval()

@@ -48,9 +48,11 @@ class OptimConfig:
             0: lr as it is.
         weight_decay: on matrices and filters; on everything where the recipe says so.
         momentum: of SGD.
+        beta2: decay of the mean of squared gradients, of adam and adamw.
         schedule: after the warm-up, down a cosine to zero at the last step, the same in steps of one epoch
             (cosine-epoch), or constant.
         warmup_steps: steps of linear warm-up.
+        warmup_epochs: passes over the training split of linear warm-up; replaces `warmup_steps` when positive.
         clip_norm: largest gradient norm; 0 does not clip.
     """
 
@@ -59,8 +61,10 @@ class OptimConfig:
     lr_batch: int = 0
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    beta2: float = 0.999
     schedule: Literal["cosine", "cosine-epoch", "constant"] = "cosine"
     warmup_steps: int = 10
+    warmup_epochs: int = 0
     clip_norm: float = 0.0
 
 
@@ -265,11 +269,12 @@ def _check_ranges(config: TrainConfig) -> None:
     smallest = {
         "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1, "run.log_every": 1,
         "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
-        "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
+        "optim.warmup_epochs": 0, "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
     }  # fmt: skip
     flat = config.to_dict()
     for key, least in smallest.items():
         if flat[key] < least:
             raise ConfigError(f"{key}: expected at least {least}, got {flat[key]}")
-    if not 0 <= config.optim.momentum < 1:
-        raise ConfigError(f"optim.momentum: expected at least 0 and below 1, got {config.optim.momentum}")
+    for name in ("momentum", "beta2"):
+        if not 0 <= getattr(config.optim, name) < 1:
+            raise ConfigError(f"optim.{name}: expected at least 0 and below 1, got {getattr(config.optim, name)}")

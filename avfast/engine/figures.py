@@ -18,6 +18,8 @@ GOOD, BAD = "#2a7f3f", "#b03030"
 MOST_TICKS = 40
 WATCHED = ("queue_fill", "pos_sim", "neg_sim", "dense_pos_sim", "dense_neg_sim", "match_agreement")
 """Metrics of momentum contrast that explain its loss, drawn where a method logs them."""
+WATCHED_MAPS = ("map_iou", "prior_iou", "map_accuracy", "background_accuracy")
+"""The same of maps."""
 
 
 def matplotlib_figure() -> type | None:
@@ -50,13 +52,13 @@ def curves(
         loss.annotate(f"{name} {value:.2f}", (0.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     loss.margins(y=0.1)
     loss.set(title="loss", ylabel="nats")
-    if watched := [key for key in WATCHED if train and key in train[-1]]:
+    if watched := [key for key in WATCHED + WATCHED_MAPS if train and key in train[-1]]:
         for key in watched:
             recall.plot(*_series(train, key), label=key.replace("_", " "))
         low = min(0.0, *(value for key in watched for value in _series(train, key)[1]))
         # A third of the height more, for the legend.
         recall.set_ylim(low - 0.35 * (1.05 - low), 1.05)
-        recall.set(title="similarities and queue fill, training", ylabel="cosine, or share")
+        recall.set(title="what explains the loss, training", ylabel="cosine, or share")
         recall.legend(fontsize=8, ncols=3, loc="lower center")
     else:
         recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")

@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avfast.data.colours import Colours
+from avfast.data.correlation_views import CorrelationViews
 from avfast.data.images import NormalizeFrames
 from avfast.data.views import TwoViews
-from avfast.methods.base import ImageInputs
+from avfast.methods.base import CorrelationInputs, ImageInputs
 
 
 class ImagePipeline(nn.Module):
     """Draw the views and normalise the plain picture.
 
     Input (a batch of :class:`avfast.data.image_folder.ImageDataset`): ``image`` uint8 ``[B, 3, H, W]``, ``seed`` int64
-    ``[B]``, ``label``, ``index``. With ``other``, pictures like ``image``, the second view is cut from those: the
-    shuffled-pair control. Output: see :data:`avfast.methods.base.Batch`.
+    ``[B]``, ``label``, ``index``. With ``other``, pictures like ``image``, the second view or the exemplars are cut
+    from those: the shuffled-pair control. Output: see :data:`avfast.methods.base.Batch`.
     """
 
     frontend = None  # as of the pipeline for clips: there is no sound
@@ -26,7 +28,7 @@ class ImagePipeline(nn.Module):
     def __init__(self, inputs: ImageInputs) -> None:
         super().__init__()
         self.inputs = inputs
-        self.views = TwoViews(inputs.size, scale=inputs.scale)
+        self.views = _views(inputs)
         self.normalize = NormalizeFrames()
         self.requires_grad_(False)
 
@@ -34,10 +36,11 @@ class ImagePipeline(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         moved = self._moved(batch)
         images, seeds = moved["image"], moved["seed"]
-        if self.inputs.views == 2:
+        if self.views is not None:
             drawn = self.views(images, seeds)
             if "other" in moved:
-                drawn = drawn._replace(view_k=self.views(moved["other"], seeds).view_k)
+                half = "exemplars" if isinstance(self.inputs, CorrelationInputs) else "view_k"
+                drawn = drawn._replace(**{half: getattr(self.views(moved["other"], seeds), half)})
             moved |= drawn._asdict()
         moved["image"] = self._plain(images)
         return moved
@@ -70,3 +73,14 @@ class ImagePipeline(nn.Module):
             "label": torch.zeros(batch_size, dtype=torch.int64),
             "index": torch.arange(batch_size),
         }
+
+
+def _views(inputs: ImageInputs) -> nn.Module | None:
+    """What draws a method's views: two of each picture, a context and its exemplars, or nothing."""
+    if isinstance(inputs, CorrelationInputs):
+        return CorrelationViews(
+            count=inputs.count, search=inputs.size, context=inputs.context, exemplar=inputs.exemplar,
+            scale=inputs.scale, area=inputs.area, aspect=inputs.aspect, angle=inputs.angle,
+            mirror_p=0.5 if inputs.mirror else 0.0, colours=Colours() if inputs.colours else None,
+        )  # fmt: skip
+    return TwoViews(inputs.size, scale=inputs.scale) if inputs.views == 2 else None

@@ -79,6 +79,7 @@ class Trainer:
         self.config, self.validator, self.out, self.accelerator = config, validator, out, accelerator
         self.fingerprint, self.steps, self.kind = fingerprint, steps, kind
         self.method = build_method(config)
+        self.method.prepare_training(steps)
         rank, world = accelerator.process_index, accelerator.num_processes
         optimizer = build_optimizer(self.method, config.optim, config.data.batch_size * world)
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)

@@ -138,7 +138,8 @@ def make_plan(
 def _describe_optimizer(optim: OptimConfig, batch: int, noun: str) -> str:
     rate = learning_rate(optim, batch)
     scaled = f" ({optim.lr:g} for {optim.lr_batch} {noun} per step, scaled to {batch})" if rate != optim.lr else ""
-    warm = f"; {optim.warmup_steps} steps of warm-up" if optim.warmup_steps else ""
+    warmup = f"{optim.warmup_epochs} epochs" if optim.warmup_epochs else f"{optim.warmup_steps} steps"
+    warm = "" if warmup == "0 steps" else f"; {warmup} of warm-up"
     return f"{optim.name}, learning rate {rate:g}{scaled}, {optim.schedule}{warm}"
 
 

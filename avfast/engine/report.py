@@ -19,7 +19,7 @@ from avfast.engine.progress import clock
 from avfast.engine.tables import align_tables
 from avfast.evaluate import Score
 
-HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level", "mIoU", "kNN image")
+HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level", "map IoU", "mIoU", "kNN image")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class RunSummary:
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     noun: str = "clips"
+    shuffled: str = ""
 
 
 def write_report(summary: RunSummary, extra: list[Section] | None = None) -> Path:
@@ -126,10 +127,9 @@ def _result(summary: RunSummary) -> str:
         lines.append(
             f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} | {mark} |"
         )
-    tied = "the second view cut from another image" if images else "every sound tied to a wrong picture"
     control = (
-        f"Shuffled pairs: a second training of {summary.control_steps} steps with {tied}, evaluated with its last "
-        f"weights{'' if images else ' on true pairs'}."
+        f"Shuffled pairs: a second training of {summary.control_steps} steps with {summary.shuffled}, evaluated with "
+        f"its last weights{'' if images else ' on true pairs'}."
         if summary.control_steps is not None
         else "Shuffled pairs: not run (run.control=false)."
     )
@@ -203,6 +203,10 @@ CAPTIONS = {
     "features is their place by geometry.",
     "Similarity of test clips": "Red blocks along the diagonal, one per class, are what training aims at.",
     "Retrieval": "For some sounds of the test split, the pictures the trained model puts nearest.",
+    "Map curves": "Loss beside those of two answers that need no picture, overlap of predicted and true maps beside "
+    "the best fixed map, collapse indicator, and time per step, whose first interval fills caches.",
+    "Correlation maps": "Exemplars of test images (turned, recoloured, some mirrored), where they were cut from (line) "
+    "and where the trained model puts them (colour: probability; dashed: where it is cut for the IoU).",
     "Correspondence": "Two views of test images, and lines between cells whose backbone features find each other both "
     "ways. Green: the cell that shows the same place by the geometry of the crops; red: another one.",
     "Contact sheet": "Test clips as the model gets them: frames beside the spectrogram, on one clock.",

@@ -1,9 +1,10 @@
-"""Retrieval, probes, segmentation, collapse indicators and controls: numbers with the level of chance beside them."""
+"""Retrieval, probes, segmentation, maps, collapse and controls: numbers with the level of chance beside them."""
 
 from __future__ import annotations
 
 from avfast.evaluate.collapse import collapse_indicators, collapse_warning
 from avfast.evaluate.controls import ShuffledPairs, shuffled_order
+from avfast.evaluate.location import location_scores
 from avfast.evaluate.probes import knn_accuracy, linear_probe
 from avfast.evaluate.retrieval import RetrievalResult, cross_modal_retrieval, retrieval
 from avfast.evaluate.scores import Score, bootstrap_interval
@@ -20,6 +21,7 @@ __all__ = [
     "knn_accuracy",
     "linear_probe",
     "linear_segmentation",
+    "location_scores",
     "mean_iou",
     "retrieval",
     "shuffled_order",

@@ -19,7 +19,9 @@ Batch = dict[str, Any]
 """What a method receives. With :class:`ImageInputs`: ``view_q`` and ``view_k`` float ``[B, 3, S, S]``, ``crop_q``
 and ``crop_k`` float ``[B, 5]`` (top, left, height, width as fractions of the picture, and 1 where it was flipped),
 ``image`` float ``[B, 3, S, S]``, the plain picture, and ``label`` and ``index`` as below. Pictures are normalised with
-the ImageNet statistics.
+the ImageNet statistics. With :class:`CorrelationInputs`: ``context`` float ``[B, 3, C, C]``, ``exemplars`` float ``[B,
+E, 3, P, P]``, ``boxes`` float ``[B, E, 5]`` as :func:`avfast.sample_exemplars` gives them, and ``image``, ``label``,
+``index``.
 
 With :class:`Inputs`: ``frames`` float ``[B, T, 3, H, W]`` normalised with the ImageNet statistics,
 ``spectrogram`` float ``[B, 1, *, *]`` from the front-end it asked for, ``waveform`` float ``[B, S]`` in [-1,
@@ -54,6 +56,8 @@ class Inputs:
 
     noun: ClassVar[str] = "clips"
     """What a plan and a report call samples."""
+    control: ClassVar[str] = "every sound tied to a wrong picture"
+    """What the shuffled-pair control trains with, as a report says it."""
 
     frames: int
     size: int
@@ -74,6 +78,7 @@ class ImageInputs:
     """
 
     noun: ClassVar[str] = "images"
+    control: ClassVar[str] = "the second view cut from another image"
 
     size: int
     views: int = 2
@@ -83,6 +88,34 @@ class ImageInputs:
     def source_size(self) -> int:
         """Side of the picture that views are cut from: an eighth larger, so that crops have something to cut."""
         return round(self.size * 8 / 7)
+
+
+@dataclass(frozen=True)
+class CorrelationInputs(ImageInputs):
+    """The sample correlational image modelling wants: part of a picture and pieces cut out of that part.
+
+    Attributes:
+        size: side of the searched part in pixels, and of the plain picture.
+        scale: range of the share of the picture that is searched.
+        context, exemplar: sides of the searched part and of a piece as a method gets them.
+        count: pieces of each picture.
+        area, aspect, angle: ranges of pieces, as in :func:`avfast.sample_exemplars`.
+        colours: whether the colours of pieces change.
+        mirror: whether half of the pieces are mirrored.
+    """
+
+    control: ClassVar[str] = "exemplars cut from another image"
+
+    views: int = 1
+    scale: tuple[float, float] = (0.5, 1.0)
+    context: int = 160
+    exemplar: int = 64
+    count: int = 6
+    area: tuple[float, float] = (0.05, 0.48)
+    aspect: tuple[float, float] = (1 / 3, 3.0)
+    angle: tuple[float, float] = (-45.0, 45.0)
+    colours: bool = True
+    mirror: bool = True
 
 
 class StepOutput(NamedTuple):
@@ -153,9 +186,19 @@ class Method(nn.Module):
         (rows, columns)."""
         return None
 
+    def location_maps(self, batch: Batch) -> Any:
+        """Maps of where pieces of a picture belong, or None for a method that makes none. An object with ``logits``
+        float ``[B, E, S, S]``, ``truth`` uint8 of the same shape, ``prior`` bool ``[S, S]``, the best answer that is
+        the same for every piece, and ``level``, the probability at which maps are cut to be compared with that."""
+        return None
+
     def exports(self) -> dict[str, nn.Module]:
         """The modules a user takes home, by name; each is written as safetensors with a JSON config."""
         raise NotImplementedError
+
+    def prepare_training(self, steps: int) -> None:
+        """Called before the first step, also of a continued run, with the optimiser steps of the whole run: for
+        schedules of the method's own."""
 
     def after_optimizer_step(self, step: int) -> None:
         """Momentum and queue updates; ``step`` counts optimiser steps from 1."""
