@@ -18,9 +18,11 @@ from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
+from .ops.rotated_box import rotated_box_bce, rotated_box_mask
 from .ops.sample_exemplars import Exemplars, sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
+from .ops.upsample_cross_entropy import upsample_cross_entropy
 
 __version__ = "0.1.0"
 
@@ -69,11 +71,14 @@ __all__ = [
     "queue_info_nce",
     "random_match",
     "reset_batchnorm",
+    "rotated_box_bce",
+    "rotated_box_mask",
     "sample_exemplars",
     "scan_batchnorm",
     "set_backend",
     "sigmoid_contrastive",
     "sup_con",
+    "upsample_cross_entropy",
     "use_backend",
     "watch_channels",
 ]

@@ -16,9 +16,11 @@ from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
+from .ops.rotated_box import rotated_box_bce, rotated_box_mask
 from .ops.sample_exemplars import sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
+from .ops.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "blended_batch_norm",
@@ -30,7 +32,10 @@ __all__ = [
     "info_nce",
     "nt_xent",
     "queue_info_nce",
+    "rotated_box_bce",
+    "rotated_box_mask",
     "sample_exemplars",
     "sigmoid_contrastive",
     "sup_con",
+    "upsample_cross_entropy",
 ]

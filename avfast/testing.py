@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, exemplar_crop, match, queue
+from .reference import batch_norm, contrastive, exemplar_crop, map_loss, match, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -263,6 +263,40 @@ def _make_crops(shape, dtype, generator):
     return images, torch.stack(boxes, dim=1), 7, b % 2 == 1, shape[1] != 3
 
 
+def _map_sizes(shape) -> tuple[int, int]:
+    """Height and width of small maps: at least one position, few enough to be upsampled."""
+    return (min(max(shape[2], 1), 12) if len(shape) > 3 else 5), min(max(math.prod(shape[3:] or shape[2:]), 1), 40)
+
+
+def _make_box_loss(shape, dtype, generator):
+    """One or two channels; boxes of all angles, partly beyond the image; larger along one axis and smaller along the
+    other."""
+    m, (h, w) = shape[0], _map_sizes(shape)
+    logits = torch.randn(m, 1 + shape[1] % 2, h, w, generator=generator, dtype=torch.float64).mul(2).to(dtype)
+    draw = torch.rand(5, m, generator=generator)
+    top, left = (80 * draw[1:3] - 60).unbind()
+    boxes = torch.stack([180 * draw[0] - 90, top, left, top + 10 + 60 * draw[3], left + 10 + 60 * draw[4]], 1)
+    return logits, boxes, None, 3 * h + 2, max(1, 2 * w // 3 + 37 * (m % 2)), 96.0, shape[1] % 4 < 2, 0.5, True
+
+
+def _make_upsample(shape, dtype, generator):
+    """Classes of every width of integer, some pixels ignored; weights and smoothing by parity. A single class has no
+    gradient: it would be compared with rounding noise."""
+    b, c, (h, w) = shape[0], max(shape[1], 2), _map_sizes(shape)
+    logits = torch.randn(b, c, h, w, generator=generator, dtype=torch.float64).mul(2).to(dtype)
+    target = torch.randint(0, c, (b, 3 * h + 2, max(1, 2 * w // 3 + 37 * (b % 2))), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 254
+    target = target.to((torch.uint8, torch.int16, torch.int32, torch.int64)[b % 4])
+    weight = torch.rand(c, generator=generator, dtype=torch.float64).add(0.5).to(_layout.accumulation_dtype(logits))
+    return logits, target, weight if c % 2 else None, shape[1] % 4 < 2, 254, 0.1 * (c % 3), False, True
+
+
+def _make_upsample_gradient(shape, dtype, generator):
+    logits, target, *rest, _, _ = _make_upsample(shape, dtype, generator)
+    grad = torch.randn(target.shape, generator=generator, dtype=torch.float64).to(_layout.accumulation_dtype(logits))
+    return grad, logits, target, *rest
+
+
 def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
     """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
 
@@ -395,6 +429,30 @@ CASES = (
         lambda *a: (exemplar_crop.exemplar_crop(*a),),
         lambda *a: (exemplar_crop.exemplar_crop(*a),),
         FORWARD_FACTOR,
+    ),
+    Case(
+        "box_bce_fwd",
+        "rotated_box_bce",
+        _make_box_loss,
+        map_loss.box_bce_forward,
+        map_loss.box_bce_forward,
+        BACKWARD_FACTOR,
+    ),
+    Case(
+        "upsample_ce_fwd",
+        "upsample_cross_entropy",
+        _make_upsample,
+        map_loss.upsample_ce_forward,
+        map_loss.upsample_ce_forward,
+        BACKWARD_FACTOR,
+    ),
+    Case(
+        "upsample_ce_bwd",
+        "upsample_cross_entropy",
+        _make_upsample_gradient,
+        lambda *a: (map_loss.upsample_ce_backward(*a),),
+        lambda *a: (map_loss.upsample_ce_backward(*a),),
+        BACKWARD_FACTOR,
     ),
     Case("dense_match_fwd", "dense_match", _make_match, match.dense_match, match.dense_match, FORWARD_FACTOR),
 )

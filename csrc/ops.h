@@ -57,6 +57,16 @@ Tensors5 sigmoid_nce_bwd(
 
 Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
 
+Tensors2 box_bce_fwd(
+    Tensor logits, std::optional<Tensor> boxes, std::optional<Tensor> mask, int64_t height, int64_t width, double source_size,
+    bool align_corners, double shrink, bool need_grad);
+Tensors3 upsample_ce_fwd(
+    Tensor logits, Tensor target, std::optional<Tensor> weight, bool align_corners, int64_t ignore_index,
+    double label_smoothing, bool per_pixel, bool need_grad);
+Tensor upsample_ce_bwd(
+    Tensor grad_pixels, Tensor logits, Tensor target, std::optional<Tensor> weight, bool align_corners, int64_t ignore_index,
+    double label_smoothing);
+
 }  // namespace avfast
 
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
@@ -81,4 +91,7 @@ Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool 
   m.impl("self_nce_bwd", TORCH_BOX(&avfast::self_nce_bwd));               \
   m.impl("sigmoid_nce_fwd", TORCH_BOX(&avfast::sigmoid_nce_fwd));         \
   m.impl("sigmoid_nce_bwd", TORCH_BOX(&avfast::sigmoid_nce_bwd));         \
+  m.impl("box_bce_fwd", TORCH_BOX(&avfast::box_bce_fwd));                 \
+  m.impl("upsample_ce_fwd", TORCH_BOX(&avfast::upsample_ce_fwd));         \
+  m.impl("upsample_ce_bwd", TORCH_BOX(&avfast::upsample_ce_bwd));         \
   m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))

@@ -29,11 +29,17 @@ CALLS = {
     "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
     "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],
     "queue_info_nce": lambda: avfast.queue_info_nce(X[0], X[1], X[0], reduction="none"),
+    "rotated_box_bce": lambda: torch.ops.avfast.box_bce_fwd(
+        X[None, :1], X[0, :1, :5], None, 30, 30, 9.0, True, 0.0, False
+    )[0],
     "scan_batchnorm": lambda: torch.ops.avfast.bn_scan(
         [torch.ones(4)], [torch.ones(4)], [torch.ones(4)], [torch.ones(4)], 0.0
     )[1],
     "sigmoid_contrastive": lambda: torch.ops.avfast.sigmoid_nce_fwd(X[0], X[1], *ONE, *ONE, 0, True),
     "sup_con": lambda: torch.ops.avfast.self_nce_fwd(X[0], *ONE, torch.tensor([0, 1, 0]), True)[0],
+    "upsample_cross_entropy": lambda: avfast.upsample_cross_entropy(
+        X[None, :], MATCH[None], align_corners=True, reduction="none"
+    ),
 }
 """A tensor that each public op computes."""
 

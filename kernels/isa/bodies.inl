@@ -30,6 +30,11 @@
 #include "../contrastive/self_nce_cpu.inl"
 #include "../contrastive/sigmoid_nce_cpu.inl"
 #include "../correlation/exemplar_crop_cpu.inl"
+#include "../correlation/map_axis.inl"
+#include "../correlation/map_walk.inl"
+#include "../correlation/binary_pixels.inl"
+#include "../correlation/map_loss_cpu.inl"
+#include "../correlation/upsample_ce_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -50,5 +55,7 @@ inline KernelTable make_table(const char* isa) {
       self_nce_bwd_cpu,
       sigmoid_nce_cpu,
       exemplar_crop_cpu,
+      box_bce_cpu,
+      upsample_ce_cpu,
   };
 }

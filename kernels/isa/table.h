@@ -6,6 +6,7 @@
 #include "../contrastive/in_batch.h"
 #include "../contrastive/queue_nce.h"
 #include "../correlation/exemplar_crop.h"
+#include "../correlation/map_loss.h"
 
 namespace avfast {
 
@@ -27,6 +28,8 @@ struct KernelTable {
   void (*self_nce_bwd)(const SelfNceBwdArgs&, const Parallel&);
   void (*sigmoid_nce)(const SigmoidNceArgs&, const Parallel&);
   void (*exemplar_crop)(const ExemplarCropArgs&, const Parallel&);
+  void (*box_bce)(const BoxBceArgs&, const Parallel&);
+  void (*upsample_ce)(const UpsampleCeArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
