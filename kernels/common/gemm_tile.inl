@@ -32,6 +32,16 @@ inline V<Acc<U>> multiply_add(V<Acc<U>> sum, U scalar, const U* row) {
   }
 }
 
+// Every pair times itself, both products added.
+inline V<float> multiply_pairs(V<float> sum, const bf16x2_t* x) {
+#ifdef AVFAST_BF16_DOT
+  const __m512i pairs = _mm512_loadu_si512(x);
+  return (V<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)pairs);
+#else
+  return sum;
+#endif
+}
+
 // acc[r][v] += sum_{k < depth} a[r * a_row + k * a_k] * (vector v of row b + k * b_k)
 // The scalars are read where they lie, at any stride, so neither keys nor scores are ever transposed; the vectors are rows
 // of a panel whose width is a multiple of the register. U is float, double, or a pair of bf16.

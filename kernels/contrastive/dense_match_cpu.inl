@@ -1,9 +1,11 @@
 // The key position most similar to each query position of the same image, and how similar it is.
 //
 // The length of a query scales all its scores alike, so only keys are normalised, and only after the product: their lengths are
-// summed in the same read. Channels are streamed in slices that stay in the first-level cache.
+// summed in the same read. Channels are streamed in slices that stay in the first-level cache; those of bfloat16 maps in pairs, where the
+// processor multiplies pairs.
 
-template <typename T>
+// U: what is multiplied, a wide element or a pair of neighbouring channels.
+template <typename T, typename U>
 struct DenseMatch {
   using A = Acc<T>;
   using Index = typename Vec<A>::bits;
@@ -13,18 +15,19 @@ struct DenseMatch {
 
   const DenseMatchArgs& args;
   const int64_t depth = args.q.depth;
-  Scratch<A> queries{slice * columns}, keys{slice * whole(block)};
+  Scratch<U> queries{units<U>(slice) * columns}, keys{units<U>(slice) * whole(block)};
   Scratch<A> scores{block * columns}, query_length{columns}, key_length{whole(block)};  // squares until all is read
   Scratch<A> best{columns};
   Scratch<Index> place{columns};
 
   static int64_t whole(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
 
-  // Channels [c, c + n) of `live` positions from `first` on, as out[n][width]; squares[width] grow by theirs.
+  // Channels [c, c + n) of `live` positions from `first` on, as out[units of n][width]; squares[width] grow by theirs.
   static void read(
-      const FeatureMap& x, int64_t b, int64_t first, int64_t live, int64_t width, int64_t c, int64_t n, A* out, A* squares) {
+      const FeatureMap& x, int64_t b, int64_t first, int64_t live, int64_t width, int64_t c, int64_t n, U* out, A* squares) {
     const T* from = static_cast<const T*>(x.data) + b * x.stride_b + c * x.stride_d + first * x.stride_s;
-    pack(from, n, live, width, x.stride_d, x.stride_s, out);
+    if constexpr (std::is_same_v<U, A>) pack(from, n, live, width, x.stride_d, x.stride_s, out);
+    else pack_pairs(from, n, live, width, x.stride_d, x.stride_s, out);
     if (x.stride_s == 1) {
       // Ask for the next slice while this one is multiplied, not nearer than the second cache: the first is full.
       for (int64_t d = slice; d < std::min(2 * slice, x.depth - c); ++d)
@@ -32,12 +35,25 @@ struct DenseMatch {
     }
     for (int64_t p = 0; p < width; p += lanes) {
       V<A> sum[4] = {load<A>(squares + p)};
-      for (int64_t d = 0; d < n; d += 4)
-        for (int64_t u = 0; u < std::min<int64_t>(4, n - d); ++u) {
-          const V<A> v = load<A>(out + (d + u) * width + p);
-          sum[u] += v * v;
-        }
+      for (int64_t u = 0; u < units<U>(n); u += 4)
+        for (int64_t i = 0; i < std::min<int64_t>(4, units<U>(n) - u); ++i) add_squares(out + (u + i) * width + p, sum[i]);
       store<A>(squares + p, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    }
+  }
+
+  static void pack_pairs(const T* x, int64_t n, int64_t live, int64_t width, int64_t stride_d, int64_t stride_s, U* out) {
+    for (int64_t u = 0; u < units<U>(n); ++u, x += 2 * stride_d, out += width) {
+      pair_up(x, 2 * u + 1 < n ? x + stride_d : nullptr, stride_s, live, out);
+      std::fill(out + live, out + width, U{});
+    }
+  }
+
+  static void add_squares(const U* x, V<A>& sum) {
+    if constexpr (std::is_same_v<U, A>) {
+      const V<A> v = load<A>(x);
+      sum += v * v;
+    } else {
+      sum = multiply_pairs(sum, x);
     }
   }
 
@@ -58,7 +74,7 @@ struct DenseMatch {
       for (int64_t j = 0; j < count; j += gemm_rows<A>) {
         with_rows<gemm_rows<A>>(count - j, [&](auto rows) {
           V<A> tile[rows()][NV] = {};
-          gemm_tile<A, rows(), NV>(n, keys.data + j, 1, width, queries.data, columns, tile);
+          gemm_tile<U, rows(), NV>(units<U>(n), keys.data + j, 1, width, queries.data, columns, tile);
           A* line = scores.data + j * columns;
           for_tile(tile, [&](int r, int v, const V<A>& x) {
             A* at = line + r * columns + v * lanes;
@@ -106,7 +122,13 @@ struct DenseMatch {
 
 inline void dense_match_cpu(const DenseMatchArgs& args, const Parallel& parallel) {
   with_type(args.q.dtype, [&](auto type) {
-    using Match = DenseMatch<decltype(type)>;
+    using T = decltype(type);
+#ifdef AVFAST_BF16_DOT
+    using U = std::conditional_t<std::is_same_v<T, bf16_t>, bf16x2_t, Acc<T>>;
+#else
+    using U = Acc<T>;
+#endif
+    using Match = DenseMatch<T, U>;
     const int64_t panels = (args.q.positions + Match::columns - 1) / Match::columns;
     const int64_t work = args.q.rows() * args.k.positions / 64 * args.q.depth;
     for_tasks(parallel, args.q.batch * panels, work, [&](int64_t begin, int64_t end) {

@@ -79,14 +79,9 @@ struct KeyReader {
 
   // second [units of rows][d]: element d of rows 2u and 2u + 1.
   void pair_rows(const KeyBlock<U>& block, int64_t count) {
-    typedef uint16_t __attribute__((may_alias)) half;  // of a unit
     for (int64_t u = 0; u < units<U>(count); ++u) {
-      const auto* even = reinterpret_cast<const half*>(block.along_d + 2 * u * block.row);
-      const bool alone = 2 * u + 1 == count;
-      const auto* odd = alone ? even : reinterpret_cast<const half*>(block.along_d + (2 * u + 1) * block.row);
-      const uint32_t keep = alone ? 0u : 0xffff0000u;
-      U* out = second.data + u * depth;
-      for (int64_t d = 0; d < depth; ++d) out[d].bits = even[d] | (uint32_t(odd[d]) << 16 & keep);
+      const U* even = block.along_d + 2 * u * block.row;
+      pair_up(even, 2 * u + 1 < count ? even + block.row : nullptr, 1, depth, second.data + u * depth);
     }
   }
 };

@@ -66,6 +66,19 @@ inline U unit_of(const T* x, int64_t stride, int64_t u, int64_t depth) {
   }
 }
 
+// Element p of two rows of bf16 as one unit, for p < n; a missing odd row (null) is zero.
+inline void pair_up(const void* even_row, const void* odd_row, int64_t stride, int64_t n, bf16x2_t* out) {
+  typedef uint16_t __attribute__((may_alias)) half;
+  const half* even = static_cast<const half*>(even_row);
+  const half* odd = static_cast<const half*>(odd_row ? odd_row : even_row);
+  const uint32_t keep = odd_row ? 0xffff0000u : 0u;
+  if (stride == 1) {
+    for (int64_t p = 0; p < n; ++p) out[p].bits = even[p] | (uint32_t(odd[p]) << 16 & keep);
+  } else {
+    for (int64_t p = 0; p < n; ++p) out[p].bits = even[p * stride] | (uint32_t(odd[p * stride]) << 16 & keep);
+  }
+}
+
 // out [units of D][columns] from the rows at `offsets`.
 template <typename U, typename T>
 inline void pack_panel(const T* x, const int64_t* offsets, int64_t live, int64_t columns, int64_t depth, int64_t stride_d, U* out) {
