@@ -3,8 +3,8 @@
 Encoders of one kind, frozen and read by the same heads: untrained, MoCo-v2 (DenseCL with ``loss_lambda=0``), DenseCL
 with positives found by features (as published) and by geometry, and one trained on the masks and labels themselves. The
 methods differ in the words of ``ARMS`` alone and train through `avfast pretrain`; words such as ``optim.lr=1e-3`` go to
-all. Dense scores are a linear segmentation head (mIoU), image scores nearest neighbours; both on the test split. The record
-says which settings were tried on it.
+all. Dense scores are a linear segmentation head (mIoU), image scores nearest neighbours; both on the test split. The
+record says which settings were tried on it.
 """
 
 from __future__ import annotations
