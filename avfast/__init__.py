@@ -12,6 +12,7 @@ from .ops.blended_batch_norm import blended_batch_norm
 from .ops.bn_scan import Scan as _Scan  # noqa: F401  (registers the op)
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import ChannelStats, channel_stats
+from .ops.correlate import correlate
 from .ops.crop_exemplars import crop_exemplars
 from .ops.dense_contrastive import Correspondence, dense_contrastive
 from .ops.dense_match import DenseMatch, dense_match
@@ -58,6 +59,7 @@ __all__ = [
     "channel_affine",
     "channel_stats",
     "convert_abri",
+    "correlate",
     "crop_exemplars",
     "dense_contrastive",
     "dense_match",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .ops.blended_batch_norm import blended_batch_norm
 from .ops.channel_affine import channel_affine
 from .ops.channel_stats import channel_stats
+from .ops.correlate import correlate
 from .ops.crop_exemplars import crop_exemplars
 from .ops.dense_contrastive import dense_contrastive
 from .ops.dense_match import dense_match
@@ -26,6 +27,7 @@ __all__ = [
     "blended_batch_norm",
     "channel_affine",
     "channel_stats",
+    "correlate",
     "crop_exemplars",
     "dense_contrastive",
     "dense_match",

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, exemplar_crop, map_loss, match, queue
+from .reference import batch_norm, contrastive, correlation, exemplar_crop, map_loss, match, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -263,6 +263,26 @@ def _make_crops(shape, dtype, generator):
     return images, torch.stack(boxes, dim=1), 7, b % 2 == 1, shape[1] != 3
 
 
+def _make_correlate(shape, dtype, generator):
+    """Three heads of a width from the shape, two exemplars, some keys of which may not be attended; a map by parity."""
+    b, keys, positions, width = shape[0], shape[1], min(math.prod(shape[2:]), 150), shape[-1] % 41 + 1
+
+    def draw(*sizes):
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
+
+    q, k, v = draw(b, positions, 3, width), draw(b, 2, keys, 3, width), draw(b, 2, keys, 3, width)
+    mask = torch.rand(b, 2, keys, generator=generator) < 0.8
+    mask[:, :, :1] = True
+    return q, k, v, mask if shape[0] % 2 else None, width**-0.5, shape[1] % 4
+
+
+def _make_correlate_gradient(shape, dtype, generator):
+    q, k, v, mask, scale, chosen = _make_correlate(shape, dtype, generator)
+    out, lse, heat = correlation.correlate_forward(q, k, v, mask, scale, chosen)
+    grads = (torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (out, heat))
+    return *grads, q, k, v, mask, lse, scale, chosen
+
+
 def _map_sizes(shape) -> tuple[int, int]:
     """Height and width of small maps: at least one position, few enough to be upsampled."""
     return (min(max(shape[2], 1), 12) if len(shape) > 3 else 5), min(max(math.prod(shape[3:] or shape[2:]), 1), 40)
@@ -421,6 +441,22 @@ CASES = (
         autocast(queue.queue_nce_backward_queue, 1),
         BACKWARD_FACTOR,
         bf16_products=True,
+    ),
+    Case(
+        "correlate_fwd",
+        "correlate",
+        _make_correlate,
+        correlation.correlate_forward,
+        correlation.correlate_forward,
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "correlate_bwd",
+        "correlate",
+        _make_correlate_gradient,
+        correlation.correlate_backward,
+        correlation.correlate_backward,
+        BACKWARD_FACTOR,
     ),
     Case(
         "exemplar_crop",

@@ -55,6 +55,10 @@ Tensor sigmoid_nce_fwd(Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t po
 Tensors5 sigmoid_nce_bwd(
     Tensor grad_row, Tensor a, Tensor b, Tensor scale, Tensor bias, int64_t positive, bool normalize);
 
+Tensors3 correlate_fwd(Tensor q, Tensor k, Tensor v, std::optional<Tensor> key_mask, double scale, int64_t map);
+Tensors3 correlate_bwd(
+    Tensor grad_out, Tensor grad_map, Tensor q, Tensor k, Tensor v, std::optional<Tensor> key_mask, Tensor lse, double scale,
+    int64_t map);
 Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
 
 Tensors2 box_bce_fwd(
@@ -94,4 +98,6 @@ Tensor upsample_ce_bwd(
   m.impl("box_bce_fwd", TORCH_BOX(&avfast::box_bce_fwd));                 \
   m.impl("upsample_ce_fwd", TORCH_BOX(&avfast::upsample_ce_fwd));         \
   m.impl("upsample_ce_bwd", TORCH_BOX(&avfast::upsample_ce_bwd));         \
+  m.impl("correlate_fwd", TORCH_BOX(&avfast::correlate_fwd));             \
+  m.impl("correlate_bwd", TORCH_BOX(&avfast::correlate_bwd));             \
   m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))

@@ -23,6 +23,7 @@ CALLS = {
     "blended_batch_norm": lambda: avfast.blended_batch_norm(X, *torch.ones(5, 3).unbind()),
     "channel_affine": lambda: avfast.channel_affine(X, torch.ones(3), torch.ones(3)),
     "channel_stats": lambda: avfast.channel_stats(X).mean,
+    "correlate": lambda: avfast.correlate(X[:, :, None], X[:, :, None, None], X[:, :, None, None]),
     "crop_exemplars": lambda: avfast.crop_exemplars(X[:, :, None], X[:, :1, :5], out=2),
     "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, MATCH, reduction="none"),
     "dense_match": lambda: avfast.dense_match(X, X).similarity,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..reference import contrastive as reference
 from . import _check, _layout, _registry
 from ._distributed import all_gather, merge_logsumexp, world
+from ._double import own_nodes, wanted_gradients
 
 REDUCTIONS = ("mean", "sum", "none")
 DISTANCES = ("cosine", "l2")
@@ -101,19 +102,6 @@ def _differentiable(ctx, grad, leaves, labels_a, labels_b):
     if symmetric:
         loss = (loss + (col_lse[positive : positive + len(loss)] - target)) / 2
     return wanted_gradients(torch.where(count > 0, loss, 0.0), leaves, grad, ctx.needs_input_grad)
-
-
-def own_nodes(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """Each input as a node of its own in the graph: where one was computed from another, or is it, a gradient with
-    respect to the inputs themselves would count that path a second time."""
-    return tuple(x.view_as(x) for x in inputs)
-
-
-def wanted_gradients(loss: Tensor, leaves: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, ...]):
-    """Gradients, themselves differentiable, of those leaves that need one; None for the others."""
-    chosen = [leaf for leaf, need in zip(leaves, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(loss, chosen, grad, create_graph=True))
-    return [next(found) if need else None for _, need in zip(leaves, needed, strict=False)]
 
 
 def self_rows(z: Tensor, temperature: Tensor, labels: Tensor | None, *, normalize: bool) -> tuple[Tensor, Tensor]:

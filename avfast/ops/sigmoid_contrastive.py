@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..reference import contrastive as reference
-from . import _check, _in_batch, _layout, _registry
+from . import _check, _double, _in_batch, _layout, _registry
 from ._distributed import gather_with_gradient, require_even, warn_if_not_gathering
 
 
@@ -81,9 +81,9 @@ class _SigmoidTotal(torch.autograd.Function):
         a, b, scale, bias, *grads = ctx.saved_tensors
         positive, normalize, share = ctx.options
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            leaves = _in_batch.own_nodes(a, b, scale, bias)
+            leaves = _double.own_nodes(a, b, scale, bias)
             loss = reference.sigmoid_nce_forward(*leaves, positive, normalize).sum() * share
-            found = _in_batch.wanted_gradients(loss, leaves, grad, ctx.needs_input_grad)
+            found = _double.wanted_gradients(loss, leaves, grad, ctx.needs_input_grad)
             return (*found, None, None, None)
         return (*((g.to(grad.dtype) * grad).to(g.dtype) for g in grads), None, None, None)
 
@@ -99,9 +99,9 @@ class _SigmoidRows(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         leaves, options = ctx.saved_tensors, ctx.options
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            leaves = _in_batch.own_nodes(*leaves)
+            leaves = _double.own_nodes(*leaves)
             loss = reference.sigmoid_nce_forward(*leaves, *options)
-            return (*_in_batch.wanted_gradients(loss, leaves, grad, ctx.needs_input_grad), None, None)
+            return (*_double.wanted_gradients(loss, leaves, grad, ctx.needs_input_grad), None, None)
         return (*_backward(grad.contiguous(), *leaves, *options)[1:], None, None)
 
 

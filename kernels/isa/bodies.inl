@@ -29,6 +29,9 @@
 #include "../contrastive/pair_nce_bwd_cpu.inl"
 #include "../contrastive/self_nce_cpu.inl"
 #include "../contrastive/sigmoid_nce_cpu.inl"
+#include "../correlation/correlate_tiles.inl"
+#include "../correlation/correlate_cpu.inl"
+#include "../correlation/correlate_bwd_cpu.inl"
 #include "../correlation/exemplar_crop_cpu.inl"
 #include "../correlation/map_axis.inl"
 #include "../correlation/map_walk.inl"
@@ -54,6 +57,8 @@ inline KernelTable make_table(const char* isa) {
       self_nce_fwd_cpu,
       self_nce_bwd_cpu,
       sigmoid_nce_cpu,
+      correlate_fwd_cpu,
+      correlate_bwd_cpu,
       exemplar_crop_cpu,
       box_bce_cpu,
       upsample_ce_cpu,

@@ -5,6 +5,7 @@
 #include "../contrastive/dense_match.h"
 #include "../contrastive/in_batch.h"
 #include "../contrastive/queue_nce.h"
+#include "../correlation/correlate.h"
 #include "../correlation/exemplar_crop.h"
 #include "../correlation/map_loss.h"
 
@@ -27,6 +28,8 @@ struct KernelTable {
   void (*self_nce_fwd)(const SelfNceFwdArgs&, const Parallel&);
   void (*self_nce_bwd)(const SelfNceBwdArgs&, const Parallel&);
   void (*sigmoid_nce)(const SigmoidNceArgs&, const Parallel&);
+  void (*correlate_fwd)(const CorrelateFwdArgs&, const Parallel&);
+  void (*correlate_bwd)(const CorrelateBwdArgs&, const Parallel&);
   void (*exemplar_crop)(const ExemplarCropArgs&, const Parallel&);
   void (*box_bce)(const BoxBceArgs&, const Parallel&);
   void (*upsample_ce)(const UpsampleCeArgs&, const Parallel&);
