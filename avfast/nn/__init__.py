@@ -5,6 +5,7 @@ from .adaptive_batch_norm import AdaptiveBatchNorm1d, AdaptiveBatchNorm2d, Adapt
 from .bn_report import BatchNormReport
 from .bn_scan import ScanPlan, scan_batchnorm
 from .contrastive import DenseContrastive, InfoNCE, NTXent, QueueInfoNCE, SigmoidContrastive, SupCon
+from .correlation_block import CorrelationBlock
 from .correspondence import geometric_match, random_match
 from .feature_queue import FeatureQueue
 from .group_shuffle_bn import GroupShuffleBN
@@ -17,6 +18,7 @@ __all__ = [
     "AdaptiveBatchNorm3d",
     "BatchNormReport",
     "ChannelWatch",
+    "CorrelationBlock",
     "DenseContrastive",
     "FeatureQueue",
     "GroupShuffleBN",
