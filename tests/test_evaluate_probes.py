@@ -91,7 +91,7 @@ class Clips:
         epoch, index = key
         if index == 2:
             return {"errors": [{"path": "c", "cause": "unreadable"}]}
-        return {"frames": (epoch, index), "waveform": (epoch, index), "label": index, "errors": []}
+        return {"index": index, "frames": (epoch, index), "waveform": (epoch, index), "label": index, "errors": []}
 
 
 def test_shuffled_pairs_join_frames_and_sound_of_different_clips():

@@ -247,13 +247,16 @@ def test_a_resumed_training_is_the_same_training(options):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_the_compiled_ops_follow_the_reference():
+@pytest.mark.parametrize(("match", "tolerance"), [("geometry", 2e-4), ("feature", 3e-3)])
+def test_the_compiled_ops_follow_the_reference(match, tolerance):
+    # Two cells that resemble a third almost equally may be told apart otherwise by another order of sums; such a match
+    # moves the loss of a batch by up to a thousandth.
     curves = []
     for backend in ("auto", "torch"):
         with avfast.use_backend(backend):
-            method = fixtures.method(queue=200, dim=16)
+            method = fixtures.method(queue=200, dim=16, match=match)
             curves.append(steps(method, torch.optim.SGD(method.param_groups(0.0), lr=0.05, momentum=0.9), range(12)))
-    assert curves[0] == pytest.approx(curves[1], rel=2e-4)
+    assert curves[0] == pytest.approx(curves[1], rel=tolerance)
     assert abs(curves[0][-1] - curves[0][0]) > 0.05, "twelve steps that change nothing would show nothing"
 
 
