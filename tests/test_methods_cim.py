@@ -30,9 +30,12 @@ DIRECTIONS = ("context", "exemplar", "bidirectional", "correlation")
 
 def test_it_is_a_recipe():
     assert get_method("cim") is CIM
-    assert set(CIM.presets) == {"vit-small", "vit-base", "resnet50", "released"}
-    for preset in CIM.presets.values():
+    assert set(CIM.presets) == {"small", "vit-small", "vit-base", "resnet50", "released"}
+    for name, preset in CIM.presets.items():
         config = CIMConfig(**{k.removeprefix("method."): v for k, v in preset.items() if k.startswith("method.")})
+        if name == "small":
+            assert (config.encoder, config.size, config.context, config.exemplar) == ("vit-tiny8", 64, 48, 24)
+            continue
         assert (config.size, config.context, config.exemplar, config.count) == (224, 160, 64, 6)
         assert (config.decoder_dim, config.decoder_heads, config.momentum) == (512, 16, 0.99)
         assert (config.angle, config.contrastive_weight, config.freeze_patches) == ((-45, 45), 0, True)

@@ -71,7 +71,7 @@ class CIMConfig:
             released code.
     """
 
-    encoder: str = "vit-tiny8"
+    encoder: str = "vit-mini8"
     size: int = 64
     context: int = 48
     exemplar: int = 24
@@ -83,7 +83,7 @@ class CIMConfig:
     mirror: bool = True
     freeze_patches: bool = True
     target: Literal["ema", "shared", "stopgrad"] = "ema"
-    momentum: float = 0.99
+    momentum: float = 0.95
     direction: Literal["context", "exemplar", "bidirectional", "correlation"] = "context"
     decoder_dim: int = 128
     decoder_heads: int = 4
@@ -97,7 +97,7 @@ class CIMConfig:
 
 _PAPER = {
     "method.size": 224, "method.context": 160, "method.exemplar": 64, "method.count": 6,
-    "method.decoder_dim": 512, "method.decoder_heads": 16,
+    "method.momentum": 0.99, "method.decoder_dim": 512, "method.decoder_heads": 16,
     "data.batch_size": 256, "optim.lr": 1.5e-4, "optim.lr_batch": 256, "optim.warmup_epochs": 40, "run.epochs": 300,
 }  # fmt: skip
 
@@ -191,10 +191,11 @@ class CIM(Method):
     )
     Config = CIMConfig
     defaults = {
-        "optim.name": "adamw", "optim.lr": 5e-4, "optim.beta2": 0.95, "optim.weight_decay": 0.05,
+        "optim.name": "adamw", "optim.lr": 1e-3, "optim.beta2": 0.95, "optim.weight_decay": 0.05,
         "optim.warmup_steps": 40, "run.steps": 400,
     }  # fmt: skip
     presets = {
+        "small": {"method.encoder": "vit-tiny8", "method.momentum": 0.99},
         "vit-small": {**_PAPER, "method.encoder": "vit-small"},
         "vit-base": {**_PAPER, "method.encoder": "vit-base"},
         "resnet50": {**_PAPER, "method.encoder": "resnet50"},
