@@ -173,4 +173,5 @@ _forward = _registry.define(
     op="rotated_box_bce",
     reference=reference.box_bce_forward,
     fake=_fake,
+    triton="avfast.kernels.correlation.box_bce_triton:box_bce_fwd_triton",
 )
