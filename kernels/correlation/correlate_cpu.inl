@@ -65,6 +65,7 @@ struct CorrelateForward {
       std::fill_n(rows.data, panel, A(0));
       if (in.map == CorrelateArgs::mean_prob) std::fill_n(probabilities.data, count * panel, A(0));
       for (int64_t h = 0; h < heads; ++h, out += in.depth, lse += in.queries) {
+        fetch(out, live, wide);
         multiply<A>(
             count, columns / lanes, in.depth, keys.data + h * keys.head, keys.row, 1, queries.data + h * in.depth * panel,
             columns, scores.data, columns, false);
@@ -73,6 +74,12 @@ struct CorrelateForward {
       }
     }
     write_map(sample, query, live, count);
+  }
+
+  // A head's outputs are short pieces of rows far apart, which no prefetcher guesses: their lines are asked for before the scores.
+  void fetch(const T* out, int64_t live, int64_t wide) const {
+    for (int64_t i = 0; i < live; ++i)
+      for (int64_t c = 0; c < in.depth; c += int64_t(64 / sizeof(T))) __builtin_prefetch(out + i * wide + c, 1, 1);
   }
 
   // out[live][depth] = probabilities^T values
