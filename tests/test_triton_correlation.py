@@ -110,3 +110,116 @@ def test_boxes_of_the_public_op():
             loss.backward()
         found.append([loss.detach(), z.grad])
     assert_close(found[0], tuple(found[1]), [2e-6] * 2)
+
+
+# --------------------------------------------------------------------------------------- class per pixel
+
+CLASSES = {  # B, C, h, w, H, W
+    "odd": (2, 3, 3, 4, 13, 17),
+    "in tiles": (1, 2, 5, 20, 13, 45),
+    "made smaller": (1, 5, 9, 5, 4, 3),
+    "mixed": (1, 2, 4, 40, 9, 6),
+    "one": (2, 1, 1, 1, 3, 2),
+    "twenty": (1, 20, 2, 3, 7, 5),
+    "in chunks": (1, 300, 2, 2, 3, 4),
+}
+
+
+def targets(b, classes, height, width, ignored=True, dtype=torch.int64):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, classes, (b, height, width), generator=generator)
+    if ignored:
+        target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    return target.to(dtype)
+
+
+def check_classes(z, target, weight=None, smoothing=0.0, align_corners=False):
+    forward = launcher("upsample_ce_triton", "upsample_ce_fwd_triton")
+    backward = launcher("upsample_ce_triton", "upsample_ce_bwd_triton")
+    options = align_corners, 255, smoothing
+    limits = [2 * WIDE[z.dtype]] * 3
+    for per_pixel, need_grad in ((False, True), (True, False)):
+        exact = map_loss.upsample_ce_forward(*wide(z, target, weight), *options, per_pixel, need_grad)
+        got = run_twice(forward, z, target, weight, *options, per_pixel, need_grad)
+        assert_close(got, exact, limits)
+    grad = normal(*target.shape, dtype=got[0].dtype)
+    exact = map_loss.upsample_ce_backward(*wide(grad, z, target, weight), *options)
+    assert_close(run_twice(backward, grad, z, target, weight, *options), (exact,), limits[:1])
+
+
+@interpreted
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("shape", CLASSES.values(), ids=CLASSES)
+def test_classes(shape, align_corners):
+    b, classes, h, w, *size = shape
+    check_classes(3 * normal(b, classes, h, w), targets(b, classes, *size), align_corners=align_corners)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_classes_of_every_dtype(dtype):
+    z = 3 * normal(2, 3, 3, 4, dtype=dtype)
+    check_classes(z, targets(2, 3, 7, 9))
+
+
+@interpreted
+@pytest.mark.parametrize("classes", [3, 20, 300])
+def test_weights_and_smoothing(classes):
+    z, target = 3 * normal(1, classes, 2, 3), targets(1, classes, 5, 4)
+    weight = normal(classes).abs()
+    check_classes(z, target, weight, 0.1)
+    check_classes(z, target, weight)
+    check_classes(z, target, None, 0.1)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_targets_of_every_type_and_strides(dtype):
+    z = (3 * normal(2, 3, 3, 4)).permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    check_classes(z, targets(2, 3, 7, 9, dtype=dtype).transpose(1, 2).contiguous().transpose(1, 2))
+
+
+@interpreted
+def test_an_expanded_gradient_of_pixels():
+    backward = launcher("upsample_ce_triton", "upsample_ce_bwd_triton")
+    z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9)
+    ones = torch.ones(()).expand(target.shape)
+    exact = map_loss.upsample_ce_backward(*wide(ones, z, target, None), True, 255, 0.0)
+    assert_close(run_twice(backward, ones, z, target, None, True, 255, 0.0), (exact,), [2e-6])
+
+
+@interpreted
+def test_images_without_a_class_and_no_images():
+    forward = launcher("upsample_ce_triton", "upsample_ce_fwd_triton")
+    z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9, ignored=False)
+    target[1] = 255
+    loss, total, grad = run_twice(forward, z, target, None, False, 255, 0.0, False, True)
+    assert loss[0] > 0 and loss[1] == 0 and total.tolist() == [63, 0] and grad[0].any() and not grad[1].any()
+    for per_pixel, shape in ((False, (0,)), (True, (0, 7, 9))):
+        out = forward(z[:0], target[:0], None, False, 255, 0.0, per_pixel, True)
+        assert [tuple(x.shape) for x in out] == [shape, (0,), (0, 3, 3, 4)]
+
+
+@interpreted
+def test_a_class_out_of_range_is_a_nan():
+    forward = launcher("upsample_ce_triton", "upsample_ce_fwd_triton")
+    z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9, ignored=False)
+    target[1, 2, 3] = 3
+    assert run_twice(forward, z, target, None, False, 255, 0.0, True, False)[0].isnan().nonzero().tolist() == [
+        [1, 2, 3]
+    ]
+
+
+@interpreted
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_classes_of_the_public_op(reduction):
+    found = []
+    for backend in ("triton", "torch"):
+        z = (2 * normal(2, 3, 3, 4)).requires_grad_()
+        with avfast.use_backend(backend), np.errstate(all="ignore"):
+            loss = avfast.upsample_cross_entropy(
+                z, targets(2, 3, 7, 9), align_corners=False, ignore_index=255, reduction=reduction
+            )
+            loss.square().sum().backward()
+        found.append([loss.detach(), z.grad])
+    assert_close(found[0], tuple(found[1]), [2e-6] * 2)

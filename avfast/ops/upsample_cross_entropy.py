@@ -125,6 +125,7 @@ _forward = _registry.define(
     op="upsample_cross_entropy",
     reference=reference.upsample_ce_forward,
     fake=_fake_forward,
+    triton="avfast.kernels.correlation.upsample_ce_triton:upsample_ce_fwd_triton",
 )
 _backward = _registry.define(
     "upsample_ce_bwd(Tensor grad_pixels, Tensor logits, Tensor target, Tensor? weight, bool align_corners,"
@@ -132,4 +133,5 @@ _backward = _registry.define(
     op="upsample_cross_entropy",
     reference=reference.upsample_ce_backward,
     fake=lambda grad_pixels, logits, *_: logits.new_empty(logits.shape, dtype=_layout.accumulation_dtype(logits)),
+    triton="avfast.kernels.correlation.upsample_ce_triton:upsample_ce_bwd_triton",
 )

@@ -167,7 +167,8 @@ def box_bce_fwd_triton(
             *axis_steps(h, height, align_corners), *axis_steps(w, width, align_corners),
             source_size / height, source_size / width, source_size / 2, shrink,
             WIDE=TYPES[wide], CHANNELS=channels, ALIGN=align_corners, MASKED=mask is not None, GRADIENT=need_grad,
-            BLOCK_V=block_rows(h, height, 8), BLOCK_U=BLOCK_U, BLOCK_X=how.columns, **options(wide, mask is not None),
+            BLOCK_V=block_rows(h, height, align_corners, 8), BLOCK_U=BLOCK_U, BLOCK_X=how.columns,
+            **options(wide, mask is not None),
         )  # fmt: skip
     return losses.sum(1).to(wide), grad
 
@@ -192,7 +193,7 @@ def _case(dtype: torch.dtype, channels: int, masked: bool) -> dict:
         "doubles": ("row_step", "row_pace", "column_step", "column_pace", "pixel_h", "pixel_w", "half", "shrink"),
         "constants": {
             "WIDE": TYPES[wide], "CHANNELS": channels, "ALIGN": True, "MASKED": masked, "GRADIENT": True,
-            "BLOCK_V": block_rows(10, 160, 8), "BLOCK_U": BLOCK_U, "BLOCK_X": how.columns,
+            "BLOCK_V": block_rows(10, 160, True, 8), "BLOCK_U": BLOCK_U, "BLOCK_X": how.columns,
         },
         "options": options(wide, masked),
         "wide_loads": False,

@@ -85,7 +85,7 @@ def cut(maps: int, h: int, w: int, width: int, warps: int) -> Cut:
     return Cut(rows, columns, triton.cdiv(h, rows), tiles_x)
 
 
-def block_rows(h: int, height: int, most: int) -> int:
+def block_rows(h: int, height: int, align_corners: bool, most: int) -> int:
     """Output rows taken together, a power of two: outputs between two inputs should fill them."""
-    run = max(height / max(h - 1, 1), 1.0)
+    run = max(height / max(h - align_corners, 1), 1.0)
     return min((2**k for k in range(most.bit_length())), key=lambda n: (-(-run // n) * n + 1.5 * -(-run // n), -n))
