@@ -17,6 +17,7 @@ from .ops.crop_exemplars import crop_exemplars
 from .ops.dense_contrastive import Correspondence, dense_contrastive
 from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
+from .ops.mask_ratio import mask_ratio
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
 from .ops.rotated_box import rotated_box_bce, rotated_box_mask
@@ -67,6 +68,7 @@ __all__ = [
     "fold_abri",
     "geometric_match",
     "info_nce",
+    "mask_ratio",
     "momentum_update",
     "nn",
     "nt_xent",
