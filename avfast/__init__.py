@@ -17,6 +17,7 @@ from .ops.crop_exemplars import crop_exemplars
 from .ops.dense_contrastive import Correspondence, dense_contrastive
 from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
+from .ops.mask_patches import PatchMask, mask_patches
 from .ops.mask_ratio import mask_ratio
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
@@ -54,6 +55,7 @@ __all__ = [
     "Exemplars",
     "FeatureQueue",
     "GroupShuffleBN",
+    "PatchMask",
     "QueueLoss",
     "ScanPlan",
     "blended_batch_norm",
@@ -68,6 +70,7 @@ __all__ = [
     "fold_abri",
     "geometric_match",
     "info_nce",
+    "mask_patches",
     "mask_ratio",
     "momentum_update",
     "nn",

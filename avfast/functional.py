@@ -15,6 +15,7 @@ from .ops.crop_exemplars import crop_exemplars
 from .ops.dense_contrastive import dense_contrastive
 from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
+from .ops.mask_patches import mask_patches
 from .ops.mask_ratio import mask_ratio
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
@@ -33,6 +34,7 @@ __all__ = [
     "dense_contrastive",
     "dense_match",
     "info_nce",
+    "mask_patches",
     "mask_ratio",
     "nt_xent",
     "queue_info_nce",

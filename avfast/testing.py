@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, correlation, exemplar_crop, map_loss, match, queue
+from .reference import batch_norm, contrastive, correlation, exemplar_crop, map_loss, match, patch_mask, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -283,6 +283,16 @@ def _make_correlate_gradient(shape, dtype, generator):
     return *grads, q, k, v, mask, lse, scale, chosen
 
 
+def _make_patch_mask(shape, dtype, generator):
+    """Pictures of three channels; patches of 3 x 2; counts from none to all; normalised, shifted or neither by size."""
+    height, width = _map_sizes(shape)
+    x = torch.randn(shape[0], 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
+    keys = torch.randint(-(2**62), 2**62, shape[:1], generator=generator)
+    counts = torch.randint(0, (height // 3) * (width // 2) + 2, shape[:1], generator=generator)
+    scale, shift = _vectors(3, 2, x, generator)
+    return x, keys, counts, 3, 2, 0.25, scale if shape[0] % 2 else None, shift if shape[0] % 3 else None
+
+
 def _map_sizes(shape) -> tuple[int, int]:
     """Height and width of small maps: at least one position, few enough to be upsampled."""
     return (min(max(shape[2], 1), 12) if len(shape) > 3 else 5), min(max(math.prod(shape[3:] or shape[2:]), 1), 40)
@@ -457,6 +467,14 @@ CASES = (
         correlation.correlate_backward,
         correlation.correlate_backward,
         BACKWARD_FACTOR,
+    ),
+    Case(
+        "patch_mask_fwd",
+        "mask_patches",
+        _make_patch_mask,
+        lambda *a: (patch_mask.patch_mask_forward(*a),),
+        lambda *a: (patch_mask.patch_mask_forward(*a),),
+        FORWARD_FACTOR,
     ),
     Case(
         "exemplar_crop",

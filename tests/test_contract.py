@@ -39,7 +39,8 @@ def identical(a, b):
 
 
 def test_every_operator_has_a_case():
-    assert {case.name for case in CASES} == set(_registry.BOUNDARIES)
+    """But those that write to an argument, whose own tests do what is done here."""
+    assert {case.name for case in CASES} == {b.name for b in _registry.BOUNDARIES.values() if not b.mutates}
 
 
 @cases

@@ -38,6 +38,11 @@ def number(op: str, argument: str, value: object, *, above: float = -math.inf, a
         fail(op, argument, f"a finite number{bound}", value)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether values may be looked at: elsewhere the host would wait for the device, or a graph would break."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def vector(op: str, argument: str, x: object, length: int, like: Tensor) -> None:
     """A floating [length] tensor on the device of ``like``."""
     floating(op, argument, x)

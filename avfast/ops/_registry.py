@@ -23,6 +23,7 @@ class Boundary:
     op: str
     reference: Callable
     triton: str | None  # "module:function", imported when the dispatcher first calls it
+    mutates: bool = False  # writes to its first argument and returns nothing
 
 
 BOUNDARIES: dict[str, Boundary] = {}
@@ -30,14 +31,16 @@ BOUNDARIES: dict[str, Boundary] = {}
 BUILT_ON = {"dense_contrastive": ("dense_match", "queue_info_nce"), "sup_con": ("info_nce", "nt_xent")}
 
 
-def define(schema: str, *, op: str, reference: Callable, fake: Callable, triton: str | None = None) -> Callable:
+def define(
+    schema: str, *, op: str, reference: Callable, fake: Callable, triton: str | None = None, mutates: bool = False
+) -> Callable:
     """Register an operator and return its overload, bound once: the cheapest way to call it."""
     name = schema[: schema.index("(")]
     reference = _without_autocast(reference)
     LIBRARY.define(schema)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"avfast::{name}", fake, lib=LIBRARY)
-    BOUNDARIES[name] = Boundary(name, op, reference, triton)
+    BOUNDARIES[name] = Boundary(name, op, reference, triton, mutates)
     return getattr(torch.ops.avfast, name).default
 
 

@@ -64,8 +64,7 @@ def mask_ratio(
         _check.fail(name, "rho", "numbers in [0, 1]", rho)
     _check.one_of(name, "rule", rule, RULES)
     for argument, c in (("conf_a", conf_a), ("conf_v", conf_v)):
-        # Elsewhere than on the CPU, looking would make the host wait.
-        if c.device.type == "cpu" and not bool(((c >= 0) & (c <= 1)).all()):
+        if _check.readable(c) and not bool(((c >= 0) & (c <= 1)).all()):
             _check.fail(name, argument, "confidences in [0, 1]", f"{c.min().item():g} to {c.max().item():g}")
     with torch.no_grad():
         ahead = conf_a - conf_v
