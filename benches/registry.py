@@ -19,6 +19,7 @@ BENCHES = {
     "dense_match": "bench_dense_match",
     "densecl_step": "bench_densecl_step",
     "exemplars": "bench_exemplars",
+    "correlate": "bench_correlate",
 }
 
 #: Benches that belong together, for a record of one family.
