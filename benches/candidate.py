@@ -15,7 +15,7 @@ LEAN = "lean"  # the leanest plain PyTorch we can write
 COMPILED = "compiled"  # torch.compile of either
 PEER = "peer"  # the named competitor at its best documented setting
 OURS = "ours"  # avfast as a user gets it
-BACKEND = "backend"  # avfast held to one backend: shown, never a headline
+BACKEND = "backend"  # avfast held to one backend, or called in another way: shown, never a headline
 CONTEXT = "context"  # shown for scale only, does other work (it is not checked against the answer)
 OPPONENTS = (PUBLISHED, LEAN, COMPILED, PEER)
 

@@ -20,6 +20,8 @@ BENCHES = {
     "densecl_step": "bench_densecl_step",
     "exemplars": "bench_exemplars",
     "correlate": "bench_correlate",
+    "rotated_box_bce": "bench_rotated_box_bce",
+    "upsample_cross_entropy": "bench_upsample_ce",
 }
 
 #: Benches that belong together, for a record of one family.
