@@ -7,10 +7,10 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from interpreted import WIDE, assert_close, interpreted, run_twice, wide
+from interpreted import ROUNDED, WIDE, assert_close, interpreted, run_twice, wide
 
 import avfast
-from avfast.reference import map_loss
+from avfast.reference import correlation, map_loss
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FAMILY = "avfast.kernels.correlation"
@@ -223,3 +223,133 @@ def test_classes_of_the_public_op(reduction):
             loss.square().sum().backward()
         found.append([loss.detach(), z.grad])
     assert_close(found[0], tuple(found[1]), [2e-6] * 2)
+
+
+# ----------------------------------------------------------------------------------------- cross-attention
+
+HEATS = {"no map": 0, "lse": 1, "max": 2, "mean_prob": 3}
+ATTENTIONS = {  # B, E, queries, keys, heads, width
+    "odd": (2, 2, 21, 17, 2, 8),
+    "one": (1, 1, 1, 1, 1, 1),
+    "few keys": (1, 3, 101, 5, 1, 32),
+    "many queries": (1, 2, 140, 9, 1, 20),
+    "many keys": (1, 1, 5, 150, 2, 20),
+    "130 features": (1, 1, 5, 6, 1, 130),
+}
+
+
+def attention(shape, dtype, masked):
+    b, e, queries, keys, heads, width = shape
+    q = normal(b, queries, heads, width, dtype=dtype)
+    k, v = (normal(b, e, keys, heads, width, dtype=dtype, seed=n) for n in (1, 2))
+    mask = None
+    if masked:
+        mask = normal(b, e, keys, seed=3) < 0.3
+        if e > 1:
+            mask[0, 1] = False
+    return q, k, v, mask
+
+
+def check_attention(q, k, v, mask, scale, heat, grad_out=None):
+    forward, backward = (launcher("correlate_triton", f"correlate_{x}_triton") for x in ("fwd", "bwd"))
+    limit, rounded = 2 * WIDE[q.dtype], 1.5 * ROUNDED[q.dtype]
+    got = run_twice(forward, q, k, v, mask, scale, heat)
+    exact = correlation.correlate_forward(*wide(q, k, v), mask, scale, heat)
+    assert_close(got, exact, [rounded, limit, limit])
+    grad_out = normal(*got[0].shape, dtype=q.dtype, seed=4) if grad_out is None else grad_out
+    grad_map = normal(*got[2].shape, dtype=got[2].dtype, seed=5)
+    args = grad_out, grad_map, q, k, v, mask
+    exact = correlation.correlate_backward(*wide(*args, exact[1]), scale, heat)
+    found = run_twice(backward, *args, got[1], scale, heat)
+    assert_close(found, exact, [rounded] * 3)
+    return got + found
+
+
+@interpreted
+@pytest.mark.parametrize("heat", HEATS.values(), ids=HEATS)
+@pytest.mark.parametrize("shape", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_attention(shape, heat):
+    check_attention(*attention(shape, torch.float32, masked=heat % 2 == 0), shape[5] ** -0.5, heat)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heat", HEATS.values(), ids=HEATS)
+def test_attention_of_every_dtype(heat, dtype):
+    check_attention(*attention(ATTENTIONS["odd"], dtype, masked=True), 0.35, heat)
+    several = (1, 1, 140, 70, 1, 70) if dtype.itemsize == 2 else (1, 1, 70, 35, 1, 20)  # tiles of everything
+    check_attention(*attention(several, dtype, masked=False), 0.12, heat)
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 40.0])
+def test_scores_of_any_sign_and_size(scale):
+    q, k, v, mask = attention((1, 2, 7, 9, 1, 8), torch.float64, masked=True)
+    check_attention(q, k, v, mask, scale, HEATS["mean_prob"])
+    check_attention(q, k, v, mask, scale, HEATS["lse"])
+
+
+@interpreted
+@pytest.mark.parametrize("heat", HEATS.values(), ids=HEATS)
+@pytest.mark.parametrize("shape", [(1, 2, 140, 17, 1, 8), (1, 2, 21, 70, 1, 8)], ids=["many queries", "many keys"])
+def test_keys_that_may_not_be_attended_are_never_read(shape, heat):
+    q, k, v, mask = attention(shape, torch.float32, masked=True)
+    plain = check_attention(q, k, v, mask, 0.3, heat)
+    poisoned = [x.masked_fill(~mask[..., None, None], float("nan")) for x in (k, v)]
+    found = check_attention(q, *poisoned, mask, 0.3, heat)
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert not found[0][0, 1].any() and (found[1][0, 1] == float("-inf")).all()
+    assert all(not x[~mask].any() for x in found[4:])
+
+
+@interpreted
+def test_attention_to_nothing_and_of_nothing():
+    for shape in ((1, 0, 3, 4, 2, 8), (0, 2, 3, 4, 2, 8), (1, 2, 0, 4, 2, 8), (1, 2, 3, 0, 2, 8)):
+        for heat in HEATS.values():
+            check_attention(*attention(shape, torch.float32, masked=False), 0.3, heat)
+
+
+@interpreted
+def test_attention_of_any_strides():
+    """Keys and values as halves of one projection, and a gradient that is one number."""
+    q, k, v, _ = attention(ATTENTIONS["odd"], torch.float32, masked=False)
+    plain = check_attention(q, k, v, None, 0.3, HEATS["max"])
+    both = torch.stack((k, v), dim=3)
+    columns = q.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    strided = check_attention(columns, *both.unbind(3), None, 0.3, HEATS["max"])
+    assert all(torch.equal(a, b) for a, b in zip(strided, plain, strict=True))
+    check_attention(q, k, v, None, 0.3, HEATS["no map"], torch.ones(()).expand(plain[0].shape))
+
+
+@interpreted
+def test_gradients_of_max_go_to_the_first_of_equal_keys():
+    backward = launcher("correlate_triton", "correlate_bwd_triton")
+    for queries, keys in ((2, 3), (2, 70), (140, 3)):
+        q, k = torch.ones(1, queries, 1, 4), torch.ones(1, 1, keys, 1, 4)
+        lse = torch.full((1, 1, 1, queries), 2.0 + np.log(keys))
+        grad_map = torch.ones(1, 1, queries)
+        _, dk, _ = run_twice(backward, torch.zeros(1, 1, queries, 4), grad_map, q, k, k, None, lse, 0.5, HEATS["max"])
+        assert (dk[0, 0, 0] == queries / 2).all() and not dk[0, 0, 1:].any()
+
+
+@interpreted
+def test_a_nan_stays_in_its_query():
+    forward = launcher("correlate_triton", "correlate_fwd_triton")
+    q, k, v, _ = attention(ATTENTIONS["odd"], torch.float32, masked=False)
+    q[0, 3, 1, 2] = float("nan")
+    out, lse, heat = run_twice(forward, q, k, v, None, 0.3, HEATS["max"])
+    hit = torch.zeros(out.shape, dtype=torch.bool)
+    hit[0, :, 3, 8:] = True
+    assert torch.equal(out.isnan(), hit) and torch.equal(heat.isnan(), hit.any(-1)) and lse.isnan().sum() == 2
+
+
+@interpreted
+def test_attention_of_the_public_op():
+    found = []
+    for backend in ("triton", "torch"):
+        leaves = [x.requires_grad_() for x in attention(ATTENTIONS["odd"], torch.float32, masked=False)[:3]]
+        with avfast.use_backend(backend), np.errstate(all="ignore"):
+            out, heat = avfast.correlate(*leaves, correlation="mean_prob")
+            (out.square().sum() + heat.square().sum()).backward()
+        found.append([out.detach(), heat.detach(), *(x.grad for x in leaves)])
+    assert_close(found[0], tuple(found[1]), [2e-6] * 5)

@@ -136,6 +136,7 @@ _forward = _registry.define(
     op="correlate",
     reference=_contiguous(reference.correlate_forward),
     fake=_fake_forward,
+    triton="avfast.kernels.correlation.correlate_triton:correlate_fwd_triton",
 )
 _backward = _registry.define(
     "correlate_bwd(Tensor grad_out, Tensor grad_map, Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor lse,"
@@ -143,4 +144,5 @@ _backward = _registry.define(
     op="correlate",
     reference=_contiguous(reference.correlate_backward),
     fake=_fake_backward,
+    triton="avfast.kernels.correlation.correlate_triton:correlate_bwd_triton",
 )
