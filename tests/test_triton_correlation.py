@@ -282,7 +282,7 @@ def test_attention_of_every_dtype(heat, dtype):
 
 
 @interpreted
-@pytest.mark.parametrize("scale", [-0.3, 0.0, 40.0])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 10.0])
 def test_scores_of_any_sign_and_size(scale):
     q, k, v, mask = attention((1, 2, 7, 9, 1, 8), torch.float64, masked=True)
     check_attention(q, k, v, mask, scale, HEATS["mean_prob"])
