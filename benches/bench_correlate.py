@@ -68,15 +68,17 @@ def _one(t: Tokens, e: int) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(x.transpose(1, 2) for x in (t.q, t.k[:, e], t.v[:, e]))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``[B, H, N, d]`` to ``[B, Nq, H d]``: scores, softmax, a mask of what is not a number, a copy without it."""
+    p = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    p = p.masked_fill(torch.isnan(p), 0.0)
+    return (p @ v).transpose(1, 2).flatten(2)
+
+
 def published(t: Tokens) -> tuple[Tensor, ...]:
-    """Exemplar by exemplar and in float32: scores, softmax, a mask of what is not a number, a copy filled with it."""
-    found = []
-    for e in range(t.k.shape[1]):
-        q, k, v = (x.float() for x in _one(t, e))
-        p = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        p = p.masked_fill(torch.isnan(p), 0.0)
-        found.append((p @ v).transpose(1, 2).flatten(2).to(t.q.dtype))
-    return tuple(found)
+    """Exemplar by exemplar and in float32."""
+    exemplars = (_one(t, e) for e in range(t.k.shape[1]))
+    return tuple(attend(*(x.float() for x in one)).to(t.q.dtype) for one in exemplars)
 
 
 def lean(t: Tokens) -> Tensor:

@@ -22,6 +22,7 @@ BENCHES = {
     "correlate": "bench_correlate",
     "rotated_box_bce": "bench_rotated_box_bce",
     "upsample_cross_entropy": "bench_upsample_ce",
+    "cim_step": "bench_cim_step",
 }
 
 #: Benches that belong together, for a record of one family.
