@@ -1,0 +1,38 @@
+"""The bench of what CIM learns: a run in small, its record and its table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from engine_fixtures import real_scenes
+
+for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transformers", "safetensors"):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+
+from avfast.benches import cim_quality as quality  # noqa: E402
+
+WORDS = ("method.size=32", "method.context=32", "method.exemplar=16", "method.decoder_dim=16", "data.batch_size=8")
+
+
+def test_a_run_in_small(tmp_path, monkeypatch, capsys):
+    for module in ("figures", "figures_images", "figures_maps"):
+        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
+    out = tmp_path / "q.json"
+    arguments = ["--data", str(real_scenes()), "--seeds", "3", "--json", str(out), *WORDS, "method.decoder_heads=2"]
+    assert quality.main([*arguments, "run.steps=2"]) == 0
+    results = json.loads(out.read_text())
+    assert sorted(row["model"] for row in results["rows"]) == sorted(quality.MODELS)
+    assert results["settings"]["run.steps"] == 2 and all(row["steps"] == 2 for row in results["rows"])
+    values = {row["model"]: row["scores"]["map accuracy"]["value"] for row in results["rows"]}
+    assert all(0 < value < 1 for value in values.values())
+    assert f"| {values['trained']:.3f} ({values['trained']:.3f}) |" in capsys.readouterr().out
+
+
+def test_the_table_shows_mean_every_seed_and_chance():
+    def row(model, seed, value):
+        return {"model": model, "seed": seed, "scores": {"map IoU": {"value": value, "chance": 0.25}}}
+
+    text = quality.table({"rows": [row("trained", 0, 0.5), row("trained", 1, 0.75), row("untrained", 0, 0.125)]})
+    assert "| trained | 0.625 (0.500, 0.750) | –" in text and "| untrained | 0.125 (0.125) |" in text
+    assert "| chance | 0.250 (0.250, 0.250) |" in text and "shuffled" not in text
