@@ -1,6 +1,7 @@
 """What was asked of avfast, against what a record shows: `goals_table` puts the two beside each other.
 
-A goal names a case by op, shape, dtype and layout, and reads one number from its record on the most threads measured.
+A goal names a case by op, shape, layout and dtype, and by mode where there are several, and reads one number from its
+record on the most threads measured, or on as many as it says.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ Measure = Callable[[dict], tuple[float, str] | None]  # record -> number and who
 class Goal:
     """At least (or ``most``: at most) ``bound``, shown as ``text`` formats it."""
 
-    case: str  # op/shape/layout/dtype
+    case: str  # op/shape/layout/dtype, or op/shape/layout/dtype/mode
     what: str
     measure: Measure
     bound: float
     text: str = "{:.2f}x"
     most: bool = False
+    threads: int = 0  # 0: the most that were measured
+
+    def record_in(self, records: Sequence[dict]) -> dict | None:
+        """The newest of this case on the right number of threads."""
+        mine = [r for r in records if r["key"].startswith(self.case + "/") and self.threads in (0, r["threads"])]
+        return max(reversed(mine), key=lambda record: record["threads"], default=None)
 
     def met(self, value: float) -> bool:
         return value <= self.bound if self.most else value >= self.bound
@@ -109,6 +116,7 @@ def refused(name: str) -> Measure:
 
 
 EAGER, COMPILE, LEANEST = faster_than(PUBLISHED), faster_than(COMPILED), faster_than(COMPILED, only="lean")
+COMPILE_PUBLISHED, SDPA = faster_than(COMPILED, only="eager"), faster_than(PEER, COMPILED, only="SDPA")
 SCAN = "batch_norm_scan/resnet50/contiguous/float32"
 STATS = "channel_stats/resnet50.layer1/{}/float32"
 BLEND = "blended_batch_norm/resnet18.layer2/contiguous/float32"
@@ -116,6 +124,11 @@ QUEUE = "queue_info_nce/dense/contiguous/{}"
 CLIP = "info_nce/clip/contiguous/float32"
 PAIRS = "nt_xent/pairs-{}/contiguous/float32"
 STEP = "densecl_step/resnet50/contiguous/float32"
+CORRELATE = "correlate/recipe/contiguous/float32/{}"
+BOXES = "rotated_box_bce/recipe/contiguous/float32"
+CLASSES = "upsample_cross_entropy/{}/contiguous/float32"
+EXEMPLARS = "exemplars/recipe/contiguous/uint8"
+CIM = "cim_step/vit-small/contiguous/float32"
 METRIC_LEARNING = "pytorch-metric-learning"
 
 GOALS = (
@@ -145,20 +158,35 @@ GOALS = (
     Goal(PAIRS.format(16384), f"runs where {METRIC_LEARNING} cannot", refused(METRIC_LEARNING), 1, "{:.0f}"),
     Goal(STEP, "cost of a MoCo-v2 step", cost("MoCo-v2"), 1.01, "{:.3f}x", most=True),
     Goal(STEP, "cost of a step with eager losses", cost("DenseCL, eager"), 0.9, "{:.3f}x", most=True),
+    Goal(CORRELATE.format("forward"), "over eager", EAGER, 4.5),
+    Goal(CORRELATE.format("forward"), "over torch.compile", COMPILE, 4.5),
+    Goal(CORRELATE.format("forward"), "over the best form of SDPA, one thread", SDPA, 4, threads=1),
+    Goal(CORRELATE.format("forward"), "over the best form of SDPA, two threads", SDPA, 6, threads=2),
+    Goal(CORRELATE.format("forward+backward"), "over eager", EAGER, 5),
+    Goal(CORRELATE.format("forward+backward"), "over torch.compile", COMPILE, 4),
+    Goal(CORRELATE.format("forward+backward"), "over the best form of SDPA", SDPA, 5),
+    Goal(BOXES, "over eager", EAGER, 8),
+    Goal(BOXES, "over torch.compile of eager", COMPILE_PUBLISHED, 25),
+    Goal(BOXES, "less memory than eager", saves_memory(96 * 2 * 10**2 * 4), 100),
+    Goal(CLASSES.format("two"), "over eager", EAGER, 8),
+    Goal(CLASSES.format("two"), "over torch.compile", COMPILE, 25),
+    Goal(CLASSES.format("two"), "less memory than eager", saves_memory(64 * 2 * 10**2 * 4), 100),
+    Goal(CLASSES.format("cityscapes"), "over eager", EAGER, 10),
+    Goal(CLASSES.format("cityscapes"), "over torch.compile", COMPILE, 12),
+    Goal(CLASSES.format("cityscapes"), "less memory than eager", saves_memory(2 * 19 * 64**2 * 4), 100),
+    Goal(EXEMPLARS, "over the published path, with PIL", EAGER, 10),
+    Goal(CIM, "over the published step", EAGER, 1.5),
+    Goal(CIM, "less memory than the published step", saves_memory(0), 2),
 )
 
 
 def rows(records: Sequence[dict]) -> list[tuple[Goal, float | None, str]]:
     """Every goal whose case was measured, with the number and whom it is against."""
-    most: dict[str, dict] = {}
-    for record in records:
-        case = "/".join(record["key"].split("/")[:4])
-        if case not in most or record["threads"] >= most[case]["threads"]:
-            most[case] = record
     found = []
     for goal in GOALS:
-        if goal.case in most:
-            value, against = goal.measure(most[goal.case]) or (None, "not measured")
+        record = goal.record_in(records)
+        if record is not None:
+            value, against = goal.measure(record) or (None, "not measured")
             found.append((goal, value, against))
     return found
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from bench_fixtures import by_name, quick_protocol
 
+import avfast
 from avfast.benches import (
     bench_batch_norm_scan,
     bench_blended_batch_norm,
     bench_channel_stats,
+    bench_cim_step,
+    bench_correlate,
     bench_dense_match,
     bench_densecl_step,
     bench_exemplars,
@@ -17,8 +20,10 @@ from avfast.benches import (
     bench_nt_xent,
     bench_overhead,
     bench_queue_nce,
+    bench_rotated_box_bce,
     bench_sigmoid,
     bench_train_step,
+    bench_upsample_ce,
     harness,
     limited,
     quick,
@@ -46,6 +51,10 @@ from avfast.benches.candidate import COMPILED
         bench_nt_xent.case("pairs-64"),
         bench_sigmoid.case("small"),
         bench_dense_match.case("small"),
+        bench_correlate.case("small"),
+        bench_correlate.case("small", "forward+backward"),
+        bench_rotated_box_bce.case("small"),
+        bench_upsample_ce.case("small"),
     ],
     ids=lambda case: case.key,
 )
@@ -116,6 +125,22 @@ def test_densecl_steps_agree_whatever_computes_the_losses():
     assert by_name(record)["DenseCL, avfast"]["worst_error"] < 1e-3
     moco = next(c for c in chosen.candidates if c.name.startswith("MoCo")).prepare(chosen.inputs())()
     assert set(moco) == {"loss", "d_global"}  # no dense branch, not one that is multiplied by zero
+
+
+def test_cim_steps_follow_one_loss_curve_whoever_writes_them():
+    chosen = bench_cim_step.case("small")
+    record = harness.run_case(chosen, quick_protocol(rounds=1))
+    assert {entry["status"] for entry in record["candidates"]} == {"ok"}, record["candidates"]
+    for name in ("CIM, as published", "CIM, lean", "CIM, avfast"):
+        assert by_name(record)[name]["worst_error"] < 1e-4
+    curve = chosen.oracle(chosen.inputs())["loss"]
+    assert len(curve) == bench_cim_step.CURVE and (curve.diff() < -0.01).all()  # one that moves
+
+
+def test_a_map_drawn_in_the_bench_is_that_of_the_loss():
+    n = bench_rotated_box_bce.case("small").inputs()
+    assert 0 < n.inside.mean() < 1
+    assert torch.equal(avfast.rotated_box_mask(n.boxes, size=24, source_size=32), n.bytes)
 
 
 def test_a_candidate_that_runs_out_of_memory_says_so_from_a_process_of_its_own():

@@ -64,14 +64,32 @@ def test_missed_met_and_unmeasured_are_told_apart():
     assert goals.goals_table([]) == ""
 
 
+def test_a_goal_reads_the_mode_and_the_threads_it_is_of():
+    def timed(mode, threads, seconds):
+        return {**record(eager=seconds), "key": f"op/shape/contiguous/float32/{mode}/cpu", "threads": threads}
+
+    records = [timed("forward", 1, 4.0), timed("forward", 2, 6.0), timed("forward+backward", 2, 8.0)]
+
+    def found(case, **options):
+        mine = goals.Goal(f"op/shape/contiguous/float32{case}", "over eager", goals.EAGER, 1, **options)
+        chosen = mine.record_in(records)
+        return chosen and mine.measure(chosen)[0]
+
+    assert found("/forward") == 3 and found("/forward", threads=1) == 2 and found("/forward+backward") == 4
+    assert found("/forward", threads=4) is None and found("/forw") is None
+    records.append(timed("forward", 2, 10.0))
+    assert found("/forward") == 5  # the newest
+
+
 def test_every_goal_names_a_case_that_exists():
     keys = {
-        "/".join(case.key.split("/")[:4])
+        case.key
         for name in registry.BENCHES
         if hasattr(registry.load(name), "cases")
         for case in registry.load(name).cases()
     }
-    assert {goal.case for goal in goals.GOALS} <= keys
+    for goal in goals.GOALS:
+        assert any(key.startswith(goal.case + "/") for key in keys), goal.case
 
 
 def test_families_are_all_benches_once():
