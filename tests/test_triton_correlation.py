@@ -10,7 +10,7 @@ import torch
 from interpreted import ROUNDED, WIDE, assert_close, interpreted, run_twice, wide
 
 import avfast
-from avfast.reference import correlation, map_loss
+from avfast.reference import correlation, exemplar_crop, map_loss
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FAMILY = "avfast.kernels.correlation"
@@ -353,3 +353,68 @@ def test_attention_of_the_public_op():
             (out.square().sum() + heat.square().sum()).backward()
         found.append([out.detach(), heat.detach(), *(x.grad for x in leaves)])
     assert_close(found[0], tuple(found[1]), [2e-6] * 5)
+
+
+# ------------------------------------------------------------------------------------------- exemplar crops
+
+
+def crop_boxes(b, count):
+    kinds = [[0.0, -9, -11, 9, 11], [33.0, -7, -10, 12, 4.3], [-40.0, 5, 8, -6, -9], [10.0, -30, -2, 40, 1]]
+    return torch.tensor(kinds)[:count].expand(b, count, 5).contiguous()
+
+
+def check_crops(images, boxes, out, cubic=True, antialias=True):
+    launch = launcher("exemplar_crop_triton", "exemplar_crop_triton")
+    (got,) = run_twice(launch, images, boxes, out, cubic, antialias)
+    exact = exemplar_crop.exemplar_crop(*wide(images, boxes), out, cubic, antialias)
+    if images.dtype == torch.uint8:
+        assert got.dtype == torch.uint8
+        difference = (got.int() - exact.int()).abs()
+        assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01
+    else:
+        half = images.dtype.itemsize == 2
+        assert_close([got], (exact,), [ROUNDED[images.dtype] if half else 4 * WIDE[images.dtype]])
+    return got
+
+
+@interpreted
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("cubic", [True, False], ids=["bicubic", "bilinear"])
+def test_crops(cubic, antialias):
+    images = normal(2, 1, 23, 30)
+    check_crops(images, crop_boxes(2, 4), 7, cubic, antialias)
+    check_crops(images[:1], crop_boxes(1, 2), 70, cubic, antialias)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_crops_of_every_dtype(dtype):
+    check_crops(normal(1, 2, 23, 30, dtype=dtype), crop_boxes(1, 3).double(), 20)
+
+
+@interpreted
+def test_crops_of_bytes_and_any_strides():
+    images = (normal(2, 3, 23, 30) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    plain = check_crops(images, crop_boxes(2, 3), 9)
+    last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    columns = crop_boxes(2, 3).permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    assert torch.equal(check_crops(last, columns, 9), plain)
+    whole = torch.tensor([[[0.0, -11.5, -11.5, 11.5, 11.5]]]).expand(2, 1, 5)
+    square = images[..., :23]
+    assert torch.equal(check_crops(square, whole, 23)[:, 0], square)
+
+
+@interpreted
+def test_boxes_that_are_no_boxes():
+    """None reads or asks for more than a picture has."""
+    nan, far = float("nan"), 1e30
+    boxes = torch.tensor([[[nan, -3, -3, 3, 3], [0, nan, -3, 3, 3], [0, -far, -far, far, far], [0, 2, 2, 2, 2.0]]])
+    assert check_crops(normal(1, 1, 5, 6), boxes, 4).isfinite().all()
+
+
+@interpreted
+def test_no_crops():
+    launch = launcher("exemplar_crop_triton", "exemplar_crop_triton")
+    for b, count, channels in ((0, 2, 3), (2, 0, 3), (2, 2, 0)):
+        out = launch(normal(b, channels, 5, 6), crop_boxes(b, count), 4, True, True)
+        assert out.shape == (b, count, channels, 4, 4)

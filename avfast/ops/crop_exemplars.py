@@ -83,4 +83,5 @@ _crop = _registry.define(
     op="crop_exemplars",
     reference=reference.exemplar_crop,
     fake=_fake,
+    triton="avfast.kernels.correlation.exemplar_crop_triton:exemplar_crop_triton",
 )
