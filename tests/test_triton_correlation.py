@@ -168,8 +168,9 @@ def test_weights_and_smoothing(classes):
     z, target = 3 * normal(1, classes, 2, 3), targets(1, classes, 5, 4)
     weight = normal(classes).abs()
     check_classes(z, target, weight, 0.1)
-    check_classes(z, target, weight)
-    check_classes(z, target, None, 0.1)
+    if classes < 300:
+        check_classes(z, target, weight)
+        check_classes(z, target, None, 0.1)
 
 
 @interpreted
