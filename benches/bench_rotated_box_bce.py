@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .candidate import BACKEND, CONTEXT, PUBLISHED, Case
-from .maps import Maps, oracle, published, upsampled
+from .maps import Maps, logistic, oracle, published
 from .opponents import compiled_step, eager_step, ours
 
 #: (maps, logits of each, their side, side of the map, side of the picture in pixels)
@@ -50,12 +50,6 @@ def inputs(shape: tuple[int, ...], device: str) -> Maps:
     return Maps(logits.requires_grad_(), target, True, boxes)
 
 
-def lean(n: Maps) -> Tensor:
-    """Softmax cross-entropy of two classes is the logistic loss of their difference, which alone is upsampled."""
-    odds = upsampled(n, n.logits[:, 1] - n.logits[:, 0])
-    return (F.softplus(odds).sum() - torch.dot(odds.flatten(), n.inside.flatten())) / odds.numel()
-
-
 def case(name: str, device: str = "cpu") -> Case:
     m, c, side, size, source = shape = SHAPES[name]
     small = name == "small"
@@ -83,10 +77,10 @@ def case(name: str, device: str = "cpu") -> Case:
         oracle=oracle,
         candidates=(
             eager_step("eager, map given", published, PUBLISHED),
-            eager_step("lean, map given", lean),
+            eager_step("lean, map given", logistic),
             eager_step("eager, map drawn", map_made, CONTEXT),
             compiled_step("eager, map given", published, device, slow=small),
-            compiled_step("lean, map given", lean, device, slow=small),
+            compiled_step("lean, map given", logistic, device, slow=small),
             *ours("rotated_box_bce", lambda n: n.step(boxes), dict, device),
             eager_step("avfast, map given in uint8", map_in_bytes, BACKEND),
         ),

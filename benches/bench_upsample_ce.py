@@ -1,6 +1,7 @@
 """Cross-entropy of upsampled logits, forward and backward: the loss of a segmentation head.
 
-Two classes are the maps of CIM, nineteen those of street scenes. Targets are int64, as loaders and torch have them.
+Two classes are the maps of CIM, nineteen those of street scenes. Targets are int64, as loaders and torch have them;
+the leanest form of two classes is given its float one for nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .candidate import BACKEND, PUBLISHED, Case
-from .maps import Maps, oracle, published, upsampled
+from .maps import Maps, logistic, oracle, published, upsampled
 from .opponents import compiled_step, eager_step, ours
 
 #: (M, C, side of the logits, side of the target, align_corners)
@@ -42,6 +43,8 @@ def inputs(shape: tuple, device: str) -> Maps:
 
 
 def lean(n: Maps) -> Tensor:
+    if n.logits.shape[1] == 2:
+        return logistic(n)
     return F.cross_entropy(upsampled(n, n.logits), n.target)
 
 

@@ -67,3 +67,9 @@ def published(n: Maps) -> Tensor:
 def upsampled(n: Maps, logits: Tensor) -> Tensor:
     """Interpolation as a product with its weights along each side; so is its gradient."""
     return n.weights[0] @ logits @ n.weights[1].T
+
+
+def logistic(n: Maps) -> Tensor:
+    """Softmax cross-entropy of two classes is the logistic loss of their difference, which alone is upsampled."""
+    odds = upsampled(n, n.logits[:, 1] - n.logits[:, 0])
+    return (F.softplus(odds).sum() - torch.dot(odds.flatten(), n.inside.flatten())) / odds.numel()
