@@ -17,6 +17,7 @@ from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
 from .ops.mask_patches import mask_patches
 from .ops.mask_ratio import mask_ratio
+from .ops.masked_fusion import masked_fusion
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
 from .ops.rotated_box import rotated_box_bce, rotated_box_mask
@@ -36,6 +37,7 @@ __all__ = [
     "info_nce",
     "mask_patches",
     "mask_ratio",
+    "masked_fusion",
     "nt_xent",
     "queue_info_nce",
     "rotated_box_bce",

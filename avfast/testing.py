@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, correlation, exemplar_crop, map_loss, match, patch_mask, queue
+from .reference import batch_norm, contrastive, correlation, exemplar_crop, fusion, map_loss, match, patch_mask, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -293,6 +293,32 @@ def _make_patch_mask(shape, dtype, generator):
     return x, keys, counts, 3, 2, 0.25, scale if shape[0] % 2 else None, shift if shape[0] % 3 else None
 
 
+def _make_fusion(shape, dtype, generator):
+    """Rows of two modalities; mode, masks and weights from the sizes, so that every kind comes up."""
+    rows, depth, mode = shape[0], math.prod(shape[1:]), (shape[1] + shape[-1]) % 4
+    depth_v = 2 * depth if mode == fusion.FILM else depth + 3 if mode == fusion.CONCAT else depth
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def draw(n, d, kind):
+        return torch.randn(n, d, generator=generator, dtype=torch.float64).to(kind)
+
+    def mask(d):
+        return torch.rand(rows, d, generator=generator) < 0.6
+
+    weight_a = draw(*((1, 1), (rows, 1), (1, depth), (rows, depth))[shape[-1] % 4], wide)
+    weight_v = draw(1, depth_v, wide) if mode in (fusion.SUM, fusion.CONCAT) else None
+    return (
+        draw(rows, depth, dtype), draw(rows, depth_v, dtype), mask(1) if shape[1] % 3 else mask(depth),
+        mask(1) if shape[-1] % 3 else None, None if mode == fusion.FILM else weight_a, weight_v, mode, rows % 2 == 0,
+    )  # fmt: skip
+
+
+def _make_fusion_gradient(shape, dtype, generator):
+    args = _make_fusion(shape, dtype, generator)
+    out = fusion.masked_fusion_forward(*args)
+    return torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype), *args
+
+
 def _map_sizes(shape) -> tuple[int, int]:
     """Height and width of small maps: at least one position, few enough to be upsampled."""
     return (min(max(shape[2], 1), 12) if len(shape) > 3 else 5), min(max(math.prod(shape[3:] or shape[2:]), 1), 40)
@@ -466,6 +492,22 @@ CASES = (
         _make_correlate_gradient,
         correlation.correlate_backward,
         correlation.correlate_backward,
+        BACKWARD_FACTOR,
+    ),
+    Case(
+        "masked_fusion_fwd",
+        "masked_fusion",
+        _make_fusion,
+        lambda *a: (fusion.masked_fusion_forward(*a),),
+        lambda *a: (fusion.masked_fusion_forward(*a),),
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "masked_fusion_bwd",
+        "masked_fusion",
+        _make_fusion_gradient,
+        fusion.masked_fusion_backward,
+        fusion.masked_fusion_backward,
         BACKWARD_FACTOR,
     ),
     Case(

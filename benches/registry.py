@@ -23,13 +23,16 @@ BENCHES = {
     "rotated_box_bce": "bench_rotated_box_bce",
     "upsample_cross_entropy": "bench_upsample_ce",
     "cim_step": "bench_cim_step",
+    "mask_patches": "bench_mask_patches",
+    "masked_fusion": "bench_masked_fusion",
 }
 
 #: Benches that belong together, for a record of one family.
 FAMILIES = {
     "batch_norm": tuple(BENCHES)[:5],
     "contrastive": tuple(BENCHES)[5:11],
-    "correlation": tuple(BENCHES)[11:],
+    "correlation": tuple(BENCHES)[11:16],
+    "fusion": tuple(BENCHES)[16:],
 }
 
 

@@ -59,6 +59,18 @@ Tensors3 correlate_fwd(Tensor q, Tensor k, Tensor v, std::optional<Tensor> key_m
 Tensors3 correlate_bwd(
     Tensor grad_out, Tensor grad_map, Tensor q, Tensor k, Tensor v, std::optional<Tensor> key_mask, Tensor lse, double scale,
     int64_t map);
+Tensor patch_mask_fwd(
+    Tensor x, Tensor keys, Tensor counts, int64_t patch_h, int64_t patch_w, double value, std::optional<Tensor> scale,
+    std::optional<Tensor> shift);
+void patch_mask_(Tensor x, Tensor keys, Tensor counts, int64_t patch_h, int64_t patch_w, double value);
+
+Tensor masked_fusion_fwd(
+    Tensor a, Tensor v, std::optional<Tensor> mask_a, std::optional<Tensor> mask_v, std::optional<Tensor> weight_a,
+    std::optional<Tensor> weight_v, int64_t mode, bool renormalize);
+Tensors4 masked_fusion_bwd(
+    Tensor grad, Tensor a, Tensor v, std::optional<Tensor> mask_a, std::optional<Tensor> mask_v, std::optional<Tensor> weight_a,
+    std::optional<Tensor> weight_v, int64_t mode, bool renormalize);
+
 Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
 
 Tensors2 box_bce_fwd(
@@ -100,4 +112,8 @@ Tensor upsample_ce_bwd(
   m.impl("upsample_ce_bwd", TORCH_BOX(&avfast::upsample_ce_bwd));         \
   m.impl("correlate_fwd", TORCH_BOX(&avfast::correlate_fwd));             \
   m.impl("correlate_bwd", TORCH_BOX(&avfast::correlate_bwd));             \
+  m.impl("patch_mask_fwd", TORCH_BOX(&avfast::patch_mask_fwd));           \
+  m.impl("patch_mask_", TORCH_BOX(&avfast::patch_mask_));                 \
+  m.impl("masked_fusion_fwd", TORCH_BOX(&avfast::masked_fusion_fwd));     \
+  m.impl("masked_fusion_bwd", TORCH_BOX(&avfast::masked_fusion_bwd));     \
   m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))

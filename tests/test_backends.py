@@ -29,6 +29,7 @@ CALLS = {
     "dense_match": lambda: avfast.dense_match(X, X).similarity,
     "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
     "mask_patches": lambda: avfast.mask_patches(X[:, :, None], 0.5, 1, seed=0)[0],
+    "masked_fusion": lambda: avfast.masked_fusion(X[..., 0], X[..., 1]),
     "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],
     "queue_info_nce": lambda: avfast.queue_info_nce(X[0], X[1], X[0], reduction="none"),
     "rotated_box_bce": lambda: torch.ops.avfast.box_bce_fwd(

@@ -38,6 +38,9 @@
 #include "../correlation/binary_pixels.inl"
 #include "../correlation/map_loss_cpu.inl"
 #include "../correlation/upsample_ce_cpu.inl"
+#include "../fusion/patch_mask_cpu.inl"
+#include "../fusion/masked_fusion_cpu.inl"
+#include "../fusion/masked_fusion_bwd_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -59,6 +62,9 @@ inline KernelTable make_table(const char* isa) {
       sigmoid_nce_cpu,
       correlate_fwd_cpu,
       correlate_bwd_cpu,
+      patch_mask_cpu,
+      masked_fusion_fwd_cpu,
+      masked_fusion_bwd_cpu,
       exemplar_crop_cpu,
       box_bce_cpu,
       upsample_ce_cpu,

@@ -8,6 +8,8 @@
 #include "../correlation/correlate.h"
 #include "../correlation/exemplar_crop.h"
 #include "../correlation/map_loss.h"
+#include "../fusion/masked_fusion.h"
+#include "../fusion/patch_mask.h"
 
 namespace avfast {
 
@@ -30,6 +32,9 @@ struct KernelTable {
   void (*sigmoid_nce)(const SigmoidNceArgs&, const Parallel&);
   void (*correlate_fwd)(const CorrelateFwdArgs&, const Parallel&);
   void (*correlate_bwd)(const CorrelateBwdArgs&, const Parallel&);
+  void (*patch_mask)(const PatchMaskArgs&, const Parallel&);
+  void (*masked_fusion_fwd)(const FusionFwdArgs&, const Parallel&);
+  void (*masked_fusion_bwd)(const FusionBwdArgs&, const Parallel&);
   void (*exemplar_crop)(const ExemplarCropArgs&, const Parallel&);
   void (*box_bce)(const BoxBceArgs&, const Parallel&);
   void (*upsample_ce)(const UpsampleCeArgs&, const Parallel&);
