@@ -16,7 +16,7 @@ WORDS = ("method.size=32", "method.context=32", "method.exemplar=16", "method.de
 
 
 def test_a_run_in_small(tmp_path, monkeypatch, capsys):
-    for module in ("figures", "figures_images", "figures_maps"):
+    for module in ("figures_maps", "figures_images", "figures"):  # importers first: they must not import the stand-in
         monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
     out = tmp_path / "q.json"
     arguments = ["--data", str(real_scenes()), "--seeds", "3", "--json", str(out), *WORDS, "method.decoder_heads=2"]

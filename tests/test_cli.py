@@ -34,7 +34,8 @@ def test_recipes_lists_what_runs_and_what_is_planned(capsys):
     text = capsys.readouterr().out
     assert text.startswith("av-align\n") and "arXiv 2303.17490" in text and "needs: " in text
     runnable, planned = text.split("planned, not in this version: ")
-    assert "cim" in planned and "cim" not in runnable and "densecl" in runnable and "av-align" not in planned
+    assert "elo" in planned and "elo" not in runnable and "cim" not in planned
+    assert "cim" in runnable and "densecl" in runnable and "av-align" not in planned
 
 
 def test_recipes_explains_the_keys_of_one(capsys):
@@ -106,7 +107,7 @@ def test_unknown_option(capsys):
     ("words", "answer"),
     [
         (["--recipe", "av-aling"], "unknown recipe 'av-aling': did you mean 'av-align'?"),
-        (["--recipe", "cim"], "recipe 'cim' is planned"),
+        (["--recipe", "elo"], "recipe 'elo' is planned"),
         (["--recipe", "av-align", "--budget", "soon"], "--budget: expected a time such as 60s"),
     ],
 )

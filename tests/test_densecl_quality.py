@@ -18,7 +18,7 @@ WORDS = ("method.size=32", "method.queue=32", "method.dim=16", "data.batch_size=
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    for module in ("figures", "figures_images"):
+    for module in ("figures_images", "figures"):  # the importer first: it must not import the stand-in
         monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
 
 

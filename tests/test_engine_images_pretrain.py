@@ -36,7 +36,7 @@ def one_thread():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    for module in ("figures", "figures_images"):
+    for module in ("figures_images", "figures"):  # the importer first: it must not import the stand-in
         monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
 
 

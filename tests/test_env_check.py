@@ -147,7 +147,7 @@ def test_env_imports_nothing_optional():
 def test_check_covers_every_op_and_dtype_and_passes():
     rows = list(testing.check())
     assert {(row.op, row.dtype) for row in rows} == {
-        (name, str(dtype)[6:]) for name in _registry.BOUNDARIES for dtype in DTYPES
+        (name, str(dtype)[6:]) for name, b in _registry.BOUNDARIES.items() for dtype in DTYPES if not b.mutates
     }
     assert [row for row in rows if not row.passed] == []
     assert all(0 < row.tolerance < 0.1 for row in rows), "a tolerance of nothing or everything is no check"

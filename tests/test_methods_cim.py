@@ -38,7 +38,7 @@ def test_it_is_a_recipe():
             continue
         assert (config.size, config.context, config.exemplar, config.count) == (224, 160, 64, 6)
         assert (config.decoder_dim, config.decoder_heads, config.momentum) == (512, 16, 0.99)
-        assert (config.angle, config.contrastive_weight, config.freeze_patches) == ((-45, 45), 0, True)
+        assert (tuple(config.angle), config.contrastive_weight, config.freeze_patches) == ((-45, 45), 0, True)
 
 
 # ------------------------------------------------------------------------------------------- the formulas

@@ -10,7 +10,7 @@ struct FusionWeightGradient {
   A* to;        // of the weight's shape
   A* partial;   // [blocks][depth or 1]
   int64_t depth;
-  V<A> row{};   // sum over channels
+  V<A> row{}, run{};  // sums over channels: of the row, and of its last few vectors, which keeps rounding small
 
   bool wanted() const { return to != nullptr; }
   int64_t columns() const { return weight.stride_d ? depth : 1; }
@@ -23,7 +23,8 @@ struct FusionWeightGradient {
     const int64_t left = depth - d;
     if (!weight.stride_d) {
       if (left < lanes) x = trimmed(x, left);
-      row += x;
+      run += x;
+      if (d / lanes % 64 == 63) end_run();
     } else if (weight.stride_r) {
       store_up_to(to + r * weight.stride_r + d, x, left);
     } else {
@@ -33,10 +34,15 @@ struct FusionWeightGradient {
   }
   void end_row(int64_t block, int64_t r) {
     if (!wanted() || weight.stride_d) return;
+    end_run();
     const A sum = sum_lanes<A>(row);
     row = V<A>{};
     if (weight.stride_r) to[r * weight.stride_r] = sum;
     else partial[block] += sum;
+  }
+  void end_run() {
+    row += run;
+    run = V<A>{};
   }
   void finish(int64_t blocks) const {
     if (!wanted() || weight.stride_r) return;
