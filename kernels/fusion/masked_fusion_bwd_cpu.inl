@@ -10,7 +10,9 @@ struct FusionWeightGradient {
   A* to;        // of the weight's shape
   A* partial;   // [blocks][depth or 1]
   int64_t depth;
-  V<A> row{}, run{};  // sums over channels: of the row, and of its last few vectors, which keeps rounding small
+  // Sums over channels: of the row, wide and with what rounding lost (terms of both signs may leave little), and of its last few vectors.
+  double row = 0, lost = 0;
+  V<A> run{};
 
   bool wanted() const { return to != nullptr; }
   int64_t columns() const { return weight.stride_d ? depth : 1; }
@@ -24,7 +26,7 @@ struct FusionWeightGradient {
     if (!weight.stride_d) {
       if (left < lanes) x = trimmed(x, left);
       run += x;
-      if (d / lanes % 64 == 63) end_run();
+      if (d / lanes % 16 == 15) end_run();
     } else if (weight.stride_r) {
       store_up_to(to + r * weight.stride_r + d, x, left);
     } else {
@@ -35,13 +37,17 @@ struct FusionWeightGradient {
   void end_row(int64_t block, int64_t r) {
     if (!wanted() || weight.stride_d) return;
     end_run();
-    const A sum = sum_lanes<A>(row);
-    row = V<A>{};
+    const A sum = A(row + lost);
+    row = lost = 0;
     if (weight.stride_r) to[r * weight.stride_r] = sum;
     else partial[block] += sum;
   }
   void end_run() {
-    row += run;
+    double some = 0;
+    for (int64_t i = 0; i < lanes; ++i) some += run[i];
+    const double sum = row + some, added = sum - row;  // Knuth's two-sum
+    lost += (row - (sum - added)) + (some - added);
+    row = sum;
     run = V<A>{};
   }
   void finish(int64_t blocks) const {
