@@ -7,8 +7,10 @@ from .bn_scan import ScanPlan, scan_batchnorm
 from .contrastive import DenseContrastive, InfoNCE, NTXent, QueueInfoNCE, SigmoidContrastive, SupCon
 from .correlation_block import CorrelationBlock
 from .correspondence import geometric_match, random_match
+from .cross_modal import CrossModalInit, cross_modal_init
 from .feature_queue import FeatureQueue
 from .group_shuffle_bn import GroupShuffleBN
+from .masked_fusion import MaskedFusion
 from .momentum import momentum_update
 from .watch import ChannelWatch, watch_channels
 
@@ -19,16 +21,19 @@ __all__ = [
     "BatchNormReport",
     "ChannelWatch",
     "CorrelationBlock",
+    "CrossModalInit",
     "DenseContrastive",
     "FeatureQueue",
     "GroupShuffleBN",
     "InfoNCE",
+    "MaskedFusion",
     "NTXent",
     "QueueInfoNCE",
     "ScanPlan",
     "SigmoidContrastive",
     "SupCon",
     "convert_abri",
+    "cross_modal_init",
     "fold_abri",
     "geometric_match",
     "momentum_update",
