@@ -82,8 +82,10 @@ class MaskedFusion(nn.Module):
         return self.dim + self.dim_v if self.mode == "concat" else self.dim
 
     def forward(self, a: Tensor, v: Tensor, *, mask_a: Tensor | None = None, mask_v: Tensor | None = None) -> Tensor:
-        """``a`` ``[B, *, dim]`` and ``v`` ``[B, *, dim_v]`` to ``[B, *, channels]``. Masks are bool, True where present,
-        of samples, tokens or elements; elements are refused where a layer reads the modality (gate and modulation)."""
+        """``a`` ``[B, *, dim]`` and ``v`` ``[B, *, dim_v]`` to ``[B, *, channels]``.
+
+        Masks are bool, True where present, of samples, tokens or elements; for film, that of v not of elements.
+        """
         weight_a, weight_v = self.weight_a, self.weight_v
         if self.mode == "gated":
             both = masked_fusion(a, v, mask_a=mask_a, mask_v=mask_v, mode="concat")
@@ -102,5 +104,5 @@ class MaskedFusion(nn.Module):
 
 
 def zero_absent(x: Tensor, mask: Tensor | None) -> Tensor:
-    """0 where a mask of samples or tokens says absent: a NaN there would reach the weights of the layer that reads it."""
+    """0 where a mask of samples or tokens says absent: a NaN there would reach the weights of a layer that reads it."""
     return x if mask is None else torch.where(mask.view(*mask.shape, *[1] * (x.dim() - mask.dim())), x, 0)
