@@ -19,6 +19,7 @@ from .ops.dense_match import DenseMatch, dense_match
 from .ops.info_nce import info_nce
 from .ops.mask_patches import PatchMask, mask_patches
 from .ops.mask_ratio import mask_ratio
+from .ops.masked_concat_linear import masked_concat_linear
 from .ops.masked_fusion import masked_fusion
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
@@ -73,6 +74,7 @@ __all__ = [
     "info_nce",
     "mask_patches",
     "mask_ratio",
+    "masked_concat_linear",
     "masked_fusion",
     "momentum_update",
     "nn",

@@ -17,6 +17,7 @@ from .ops.dense_match import dense_match
 from .ops.info_nce import info_nce
 from .ops.mask_patches import mask_patches
 from .ops.mask_ratio import mask_ratio
+from .ops.masked_concat_linear import masked_concat_linear
 from .ops.masked_fusion import masked_fusion
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
@@ -37,6 +38,7 @@ __all__ = [
     "info_nce",
     "mask_patches",
     "mask_ratio",
+    "masked_concat_linear",
     "masked_fusion",
     "nt_xent",
     "queue_info_nce",

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, contrastive, correlation, exemplar_crop, fusion, map_loss, match, patch_mask, queue
+from .reference import batch_norm, concat_linear, contrastive, correlation, exemplar_crop, fusion, map_loss, match, patch_mask, queue
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -319,6 +319,43 @@ def _make_fusion_gradient(shape, dtype, generator):
     return torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype), *args
 
 
+def _make_concat_linear(shape, dtype, generator):
+    """Rows of two modalities of unlike width; which masks and whether there is a bias, from the sizes."""
+    rows, depth, classes = shape[0] * shape[-1], shape[1] + 2, min(math.prod(shape[1:]), 70) + 1
+
+    def draw(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    def mask():
+        return torch.rand(rows, generator=generator) < 0.6
+
+    return (
+        draw(rows, depth), draw(rows, 2 * depth + 1), draw(classes, 3 * depth + 1) / depth**0.5,
+        draw(classes) if shape[1] % 2 else None, mask() if shape[1] % 3 else None, mask() if shape[-1] % 4 else None,
+    )  # fmt: skip
+
+
+def _make_concat_linear_gradient(shape, dtype, generator):
+    a, v, weight, bias, mask_a, mask_v = _make_concat_linear(shape, dtype, generator)
+    grad = torch.randn(a.shape[0], weight.shape[0], generator=generator, dtype=torch.float64).to(dtype)
+    return grad, a, v, weight, mask_a, mask_v, True, shape[-1] % 5 != 0, bias is not None
+
+
+def _plain_concat_linear(a, v, weight, bias, mask_a, mask_v):
+    """As people write it, in the dtype of the input: masks as factors, a concatenation, a linear layer."""
+    a, v = (x if m is None else x * m[:, None] for x, m in ((a, mask_a), (v, mask_v)))
+    return (torch.nn.functional.linear(torch.cat([a, v], 1), weight, bias),)
+
+
+def _plain_concat_linear_gradient(grad, a, v, weight, mask_a, mask_v, need_inputs, need_weight, need_bias):
+    leaves = [x.detach().requires_grad_() for x in (a, v, weight, weight.new_zeros(weight.shape[0]))]
+    with torch.enable_grad():
+        (out,) = _plain_concat_linear(*leaves, mask_a, mask_v)
+    found = torch.autograd.grad(out, leaves, grad)
+    needed = (need_inputs, need_inputs, need_weight, need_bias)
+    return tuple(g if need else a.new_empty(0) for g, need in zip(found, needed, strict=True))
+
+
 def _map_sizes(shape) -> tuple[int, int]:
     """Height and width of small maps: at least one position, few enough to be upsampled."""
     return (min(max(shape[2], 1), 12) if len(shape) > 3 else 5), min(max(math.prod(shape[3:] or shape[2:]), 1), 40)
@@ -508,6 +545,22 @@ CASES = (
         _make_fusion_gradient,
         fusion.masked_fusion_backward,
         fusion.masked_fusion_backward,
+        BACKWARD_FACTOR,
+    ),
+    Case(
+        "concat_linear_fwd",
+        "masked_concat_linear",
+        _make_concat_linear,
+        lambda *a: (concat_linear.concat_linear_forward(*a),),
+        _plain_concat_linear,
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "concat_linear_bwd",
+        "masked_concat_linear",
+        _make_concat_linear_gradient,
+        concat_linear.concat_linear_backward,
+        _plain_concat_linear_gradient,
         BACKWARD_FACTOR,
     ),
     Case(

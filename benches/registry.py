@@ -25,6 +25,7 @@ BENCHES = {
     "cim_step": "bench_cim_step",
     "mask_patches": "bench_mask_patches",
     "masked_fusion": "bench_masked_fusion",
+    "masked_concat_linear": "bench_concat_linear",
 }
 
 #: Benches that belong together, for a record of one family.

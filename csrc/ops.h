@@ -71,6 +71,12 @@ Tensors4 masked_fusion_bwd(
     Tensor grad, Tensor a, Tensor v, std::optional<Tensor> mask_a, std::optional<Tensor> mask_v, std::optional<Tensor> weight_a,
     std::optional<Tensor> weight_v, int64_t mode, bool renormalize);
 
+Tensor concat_linear_fwd(
+    Tensor a, Tensor v, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> mask_a, std::optional<Tensor> mask_v);
+Tensors4 concat_linear_bwd(
+    Tensor grad, Tensor a, Tensor v, Tensor weight, std::optional<Tensor> mask_a, std::optional<Tensor> mask_v, bool need_inputs,
+    bool need_weight, bool need_bias);
+
 Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
 
 Tensors2 box_bce_fwd(
@@ -116,4 +122,6 @@ Tensor upsample_ce_bwd(
   m.impl("patch_mask_", TORCH_BOX(&avfast::patch_mask_));                 \
   m.impl("masked_fusion_fwd", TORCH_BOX(&avfast::masked_fusion_fwd));     \
   m.impl("masked_fusion_bwd", TORCH_BOX(&avfast::masked_fusion_bwd));     \
+  m.impl("concat_linear_fwd", TORCH_BOX(&avfast::concat_linear_fwd));     \
+  m.impl("concat_linear_bwd", TORCH_BOX(&avfast::concat_linear_bwd));     \
   m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))

@@ -28,6 +28,7 @@ CALLS = {
     "dense_contrastive": lambda: avfast.dense_contrastive(X, X, X[0, :, :9].T, MATCH, reduction="none"),
     "dense_match": lambda: avfast.dense_match(X, X).similarity,
     "info_nce": lambda: torch.ops.avfast.pair_nce_fwd(X[0], X[1], *ONE, None, None, 0, -1, 0, True, False)[0],
+    "masked_concat_linear": lambda: avfast.masked_concat_linear(X[0], X[0], X[0, :, :1].expand(3, 40).contiguous()),
     "mask_patches": lambda: avfast.mask_patches(X[:, :, None], 0.5, 1, seed=0)[0],
     "masked_fusion": lambda: avfast.masked_fusion(X[..., 0], X[..., 1]),
     "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],

@@ -41,6 +41,8 @@
 #include "../fusion/patch_mask_cpu.inl"
 #include "../fusion/masked_fusion_cpu.inl"
 #include "../fusion/masked_fusion_bwd_cpu.inl"
+#include "../fusion/concat_linear_cpu.inl"
+#include "../fusion/concat_linear_bwd_cpu.inl"
 
 inline KernelTable make_table(const char* isa) {
   return {
@@ -65,6 +67,8 @@ inline KernelTable make_table(const char* isa) {
       patch_mask_cpu,
       masked_fusion_fwd_cpu,
       masked_fusion_bwd_cpu,
+      concat_linear_fwd_cpu,
+      concat_linear_bwd_cpu,
       exemplar_crop_cpu,
       box_bce_cpu,
       upsample_ce_cpu,

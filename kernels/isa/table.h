@@ -8,6 +8,7 @@
 #include "../correlation/correlate.h"
 #include "../correlation/exemplar_crop.h"
 #include "../correlation/map_loss.h"
+#include "../fusion/concat_linear.h"
 #include "../fusion/masked_fusion.h"
 #include "../fusion/patch_mask.h"
 
@@ -35,6 +36,8 @@ struct KernelTable {
   void (*patch_mask)(const PatchMaskArgs&, const Parallel&);
   void (*masked_fusion_fwd)(const FusionFwdArgs&, const Parallel&);
   void (*masked_fusion_bwd)(const FusionBwdArgs&, const Parallel&);
+  void (*concat_linear_fwd)(const ConcatLinearFwdArgs&, const Parallel&);
+  void (*concat_linear_bwd)(const ConcatLinearBwdArgs&, const Parallel&);
   void (*exemplar_crop)(const ExemplarCropArgs&, const Parallel&);
   void (*box_bce)(const BoxBceArgs&, const Parallel&);
   void (*upsample_ce)(const UpsampleCeArgs&, const Parallel&);
