@@ -12,8 +12,12 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avfast.errors import AvfastError, ConfigError
+
+if TYPE_CHECKING:
+    from avfast.engine.pretrain import Request
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,12 +129,19 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     bn_scan.add_argument("--json", type=Path, dest="json_path", metavar="FILE")
 
     train = add("pretrain", _pretrain, "train a recipe on a folder of clips or of images")
+    _training_arguments(train)
+    tune = add("finetune", _finetune, "run the stages of a recipe: each modality alone, then both; one report")
+    _training_arguments(tune)
+    return parser, commands.choices
+
+
+def _training_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`, which says what it needs"
     )
     train.add_argument(
-        "--data", required=True, metavar="DIR|CSV|JSON|demo",
-        help="clips or images, whichever the recipe needs, or 'demo' to make some",
+        "--data", required=True, metavar="DIR|CSV|JSON|demo|labelled",
+        help="clips or images, whichever the recipe needs, 'demo' to make some, or 'labelled': noisy clips of classes",
     )  # fmt: skip
     train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
     train.add_argument("--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's")
@@ -144,7 +155,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     train.add_argument("--workers", type=int, metavar="N", help="loader processes; same as data.workers=N")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.lr=1e-3 run.steps=500")
-    return parser, commands.choices
 
 
 def _env(arguments: argparse.Namespace) -> int:
@@ -238,8 +248,8 @@ def _bn_scan(arguments: argparse.Namespace) -> int:
     )
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
-    from avfast.engine.pretrain import Request, pretrain
+def _request(arguments: argparse.Namespace) -> Request:
+    from avfast.engine.pretrain import Request
     from avfast.engine.signals import parse_budget
 
     words = list(arguments.overrides)
@@ -248,7 +258,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     out = arguments.out
     if out is None and arguments.resume not in (None, "auto"):
         out = Path(arguments.resume).parent.parent  # RUN/checkpoints/last.pt
-    request = Request(
+    return Request(
         recipe=arguments.recipe,
         data=arguments.data,
         out=out or Path("runs") / arguments.recipe,
@@ -261,7 +271,21 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         config_file=arguments.config,
     )
-    summary = pretrain(request)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from avfast.engine.finetune import finetune
+
+    report = finetune(_request(arguments))
+    if report is not None:
+        print(f"read '{report}' first")
+    return 0
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from avfast.engine.pretrain import pretrain
+
+    summary = pretrain(_request(arguments))
     if summary is not None:
         print("written:")
         for path in summary.files:

@@ -18,7 +18,18 @@ from torch import Tensor
 from . import _library, backends
 from .errors import BackendError
 from .ops import _layout, _registry
-from .reference import batch_norm, concat_linear, contrastive, correlation, exemplar_crop, fusion, map_loss, match, patch_mask, queue
+from .reference import (
+    batch_norm,
+    concat_linear,
+    contrastive,
+    correlation,
+    exemplar_crop,
+    fusion,
+    map_loss,
+    match,
+    patch_mask,
+    queue,
+)
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

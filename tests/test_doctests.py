@@ -12,7 +12,7 @@ import torch
 import avfast
 
 # Containers of results, shown in the examples of the functions that return them.
-WITHOUT_EXAMPLE = {"BatchNormReport", "ChannelWatch"}
+WITHOUT_EXAMPLE = {"BatchNormReport", "ChannelWatch", "CrossModalInit"}
 # The other dimensions of AdaptiveBatchNorm2d, whose docstring they point to.
 WITHOUT_EXAMPLE |= {"AdaptiveBatchNorm1d", "AdaptiveBatchNorm3d"}
 

@@ -1,4 +1,4 @@
-"""The linear layer over two modalities: every mask pattern against the concatenation, gradients, and what it refuses."""
+"""The linear layer over two modalities: every mask pattern against the concatenation, gradients, refusals."""
 
 from __future__ import annotations
 

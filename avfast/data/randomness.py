@@ -7,17 +7,9 @@ makes a run that was killed and resumed equal to one that was not.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
-from avfast.ops._counter import GOLDEN, mix64
-
-
-def key64(*keys: object) -> int:
-    """One 64-bit integer from any keys with a stable ``repr`` (integers and strings)."""
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+from avfast.ops._counter import GOLDEN, key64, mix64
 
 
 def permutation(n: int, *keys: object) -> np.ndarray:

@@ -14,8 +14,16 @@ from torch.utils.data import DataLoader
 from avfast.engine.inputs import InputPipeline
 from avfast.engine.sources import readable
 from avfast.errors import AvfastError
-from avfast.evaluate import Score, cross_modal_retrieval, knn_accuracy, linear_probe
+from avfast.evaluate import (
+    Score,
+    accuracy_score,
+    cross_modal_retrieval,
+    knn_accuracy,
+    linear_probe,
+    shapley_values,
+)
 from avfast.methods import Method
+from avfast.methods.base import LabelledInputs
 
 NO_TEST = "no test split"
 
@@ -87,11 +95,16 @@ def assess(
     Names are ``<metric> <direction or modality> <level>``, for instance ``R@1 audio->video class-level``.
     """
     if loaders["test"] is None:
+        if isinstance(method.inputs, LabelledInputs):
+            return {"accuracy": Score.unavailable(NO_TEST)}, None
         return {"R@1 audio->video instance-level": Score.unavailable(NO_TEST)}, None
     test = embed_split(method, pipeline, loaders["test"])
-    scores = _retrieval_scores(test, labelled, context)
+    supervised = isinstance(method.inputs, LabelledInputs)
+    scores = {} if supervised else _retrieval_scores(test, labelled, context)
     if labelled:
         train = embed_split(method, pipeline, loaders["train"])
+        if supervised:
+            scores |= _classification_scores(method, train.labels, test, context)
         val = embed_split(method, pipeline, loaders["val"]) if loaders["val"] is not None else None
         scores |= _probe_scores(train, val, test, context)
     else:
@@ -114,6 +127,25 @@ def _retrieval_scores(test: Embedded, labelled: bool, context: str) -> dict[str,
         scores[f"median rank {result.direction} {result.level}"] = result.median_rank
     if not labelled:
         scores["R@1 audio->video class-level"] = Score.unavailable("needs labels")
+    return scores
+
+
+@torch.no_grad()
+def _classification_scores(method: Method, known: Tensor, test: Embedded, context: str) -> dict[str, Score]:
+    """Accuracy of whatever the method classifies from; of two modalities also what each adds."""
+    device = next(method.parameters()).device
+    said = method.classify({name: x.to(device) for name, x in test.features.items()})
+    protocol = f"classify/1 n={len(test.labels)} {context}"
+    scores = {
+        f"accuracy {name}": accuracy_score(logits.argmax(dim=1).cpu().numpy(), known, test.labels, protocol)
+        for name, logits in said.items()
+    }
+    if {"joint", "audio", "video", "nothing"} <= said.keys():
+        sets = {"nothing": frozenset(), "audio": frozenset({"audio"}), "video": frozenset({"video"}),
+                "joint": frozenset({"audio", "video"})}  # fmt: skip
+        shares = shapley_values({members: scores[f"accuracy {name}"].value for name, members in sets.items()})
+        text = f"shapley/1 of the accuracy, absent modality masked at the head {context}"
+        scores |= {f"Shapley value {m}": Score(x, n=len(test.labels), protocol=text) for m, x in shares.items()}
     return scores
 
 

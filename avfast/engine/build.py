@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,6 +13,9 @@ from avfast.engine.config import OptimConfig, TrainConfig
 from avfast.engine.state import seed_everything
 from avfast.errors import ConfigError, MissingDependency
 from avfast.methods import Method, get_method
+
+if TYPE_CHECKING:
+    from avfast.engine.sources import DataBundle
 
 
 def build_accelerator(device: str, precision: str) -> Any:
@@ -43,6 +47,21 @@ def build_method(config: TrainConfig) -> Method:
     return get_method(config.recipe)(config.method)
 
 
+def with_classes(config: TrainConfig, bundle: DataBundle) -> TrainConfig:
+    """The configuration with ``method.classes`` as in the data.
+
+    Raises:
+        ConfigError: data without a label for every sample, or of one class.
+    """
+    if not bundle.labelled:
+        raise ConfigError(
+            f"recipe '{config.recipe}' learns classes: all {bundle.noun} need a label, of two classes at least "
+            "(folders named for their class, or a column 'label')"
+        )
+    method = dataclasses.replace(config.method, classes=len(bundle.source.classes))
+    return dataclasses.replace(config, method=method)
+
+
 def learning_rate(config: OptimConfig, batch: int) -> float:
     """Peak learning rate for `batch` samples per step, all processes together.
 
@@ -67,14 +86,18 @@ def build_optimizer(method: Method, config: OptimConfig, batch: int) -> torch.op
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int, steps_per_epoch: int = 1
 ) -> LambdaLR:
-    """Linear warm-up, then a half cosine to zero at `steps`, or constant. ``cosine-epoch`` moves once per epoch, with
-    ``cos(pi * epoch / epochs)``, as the schedules of MoCo and DenseCL do."""
+    """Linear warm-up, then a half cosine to zero at `steps`, or constant, or a tenth from 0.7 `steps` on.
+
+    ``cosine-epoch`` moves once per epoch, with ``cos(pi * epoch / epochs)``, as the schedules of MoCo and DenseCL do.
+    """
     warmup = config.warmup_epochs * steps_per_epoch or config.warmup_steps
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / (warmup + 1))
         if config.schedule == "constant":
             return warm
+        if config.schedule == "step":
+            return warm * (0.1 if step >= 0.7 * steps else 1.0)
         if config.schedule == "cosine-epoch":
             epochs = math.ceil(steps / steps_per_epoch)
             return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step // steps_per_epoch / epochs)))

@@ -21,7 +21,7 @@ from avfast.engine.loop import TrainResult
 from avfast.engine.report import RunSummary
 from avfast.engine.sources import DataBundle, readable
 from avfast.methods import Method
-from avfast.methods.base import CorrelationInputs
+from avfast.methods.base import CorrelationInputs, LabelledInputs
 
 if TYPE_CHECKING:
     from avfast.engine.pretrain import Job
@@ -92,7 +92,7 @@ def conclude(
 
 def _class_only(job: Job, test: Embedded | None) -> float | None:
     """Instance-level R@1 of a model that always finds the class and guesses the clip within it; None without labels."""
-    if test is None or not job.bundle.labelled:
+    if test is None or not job.bundle.labelled or isinstance(job.method.inputs, LabelledInputs):
         return None
     labels = test.labels
     return (1.0 / (labels[:, None] == labels).sum(dim=1).double()).mean().item()
@@ -134,22 +134,23 @@ def _pictures(
             made["Correspondence"] = figures_images.correspondences(
                 out / "figures" / "correspondence.png", batch["view_q"], batch["view_k"], matches
             )
-    z = {} if test is None else test.embeddings
-    if {"audio", "video"} <= z.keys() and pipeline.frontend is not None:
-        frames, spectrograms = _raw(job.loaders["test"], pipeline)
-        folder = out / "figures"
-        labels = test.labels
+    if images or test is None or pipeline.frontend is None or not pipeline.inputs.frames:
+        return {title: path for title, path in made.items() if path is not None}
+    frames, spectrograms = _raw(job.loaders["test"], pipeline)
+    folder, labels, duration = out / "figures", test.labels, pipeline.inputs.duration
+    z = test.embeddings
+    if {"audio", "video"} <= z.keys():
         made["Similarity of test clips"] = figures.similarity(
             folder / "similarity.png", z["audio"], z["video"], labels, names
         )
-        middle, duration = frames[:, frames.shape[1] // 2], pipeline.inputs.duration
+        middle = frames[:, frames.shape[1] // 2]
         made["Retrieval"] = figures.retrieved(
             folder / "retrieval.png", z["audio"], z["video"], labels, middle, spectrograms, names,
             duration=duration,
         )  # fmt: skip
-        made["Contact sheet"] = figures.contact_sheet(
-            folder / "contact_sheet.png", frames, spectrograms, labels, names, duration=duration
-        )
+    made["Contact sheet"] = figures.contact_sheet(
+        folder / "contact_sheet.png", frames, spectrograms, labels, names, duration=duration
+    )
     return {title: path for title, path in made.items() if path is not None}
 
 

@@ -50,7 +50,7 @@ class OptimConfig:
         momentum: of SGD.
         beta2: decay of the mean of squared gradients, of adam and adamw.
         schedule: after the warm-up, down a cosine to zero at the last step, the same in steps of one epoch
-            (cosine-epoch), or constant.
+            (cosine-epoch), constant, or constant and a tenth of that from seven tenths of the steps on (step).
         warmup_steps: steps of linear warm-up.
         warmup_epochs: passes over the training split of linear warm-up; replaces `warmup_steps` when positive.
         clip_norm: largest gradient norm; 0 does not clip.
@@ -62,7 +62,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     beta2: float = 0.999
-    schedule: Literal["cosine", "cosine-epoch", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-epoch", "constant", "step"] = "cosine"
     warmup_steps: int = 10
     warmup_epochs: int = 0
     clip_norm: float = 0.0
@@ -79,6 +79,7 @@ class RunConfig:
         precision: arithmetic of the forward pass.
         log_every: steps between lines of the log.
         eval_every: steps between looks at the validation split, which selects the best checkpoint.
+        eval_epochs: passes over the training split between these looks; replaces `eval_every` when positive.
         save_every: steps between checkpoints.
         control: train the shuffled-pair control for as many steps, so that the report can show it.
         tensorboard: also write scalars and pictures for TensorBoard, to the folder tensorboard of the run.
@@ -90,6 +91,7 @@ class RunConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: int = 10
     eval_every: int = 20
+    eval_epochs: int = 0
     save_every: int = 40
     control: bool = True
     tensorboard: bool = False
@@ -149,9 +151,10 @@ def parse_config(
     method = get_method(recipe)
     sections = _sections(recipe)
     keys = [f"{s}.{f.name}" for s, cls in sections.items() for f in dataclasses.fields(cls)]
-    values = {**method.defaults, **_preset(method, preset), **_read_file(file)}
-    values |= dict(_split(word) for word in words)
-    arguments = [f"--{_resolve(key, keys, recipe)}={_as_text(value)}" for key, value in values.items()]
+    values: dict[str, Any] = {}
+    for source in (method.defaults, _preset(method, preset), _read_file(file), dict(_split(word) for word in words)):
+        values |= {_resolve(key, keys, recipe): value for key, value in source.items()}
+    arguments = [f"--{key}={_as_text(value)}" for key, value in values.items()]
     parsed = _parse(sections, arguments)
     config = TrainConfig(recipe, **{name: cls(**vars(parsed[name])) for name, cls in sections.items()})
     _check_ranges(config)
@@ -267,7 +270,8 @@ def _one_line(message: str) -> str:
 
 def _check_ranges(config: TrainConfig) -> None:
     smallest = {
-        "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1, "run.log_every": 1,
+        "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1,
+        "run.log_every": 1, "run.eval_epochs": 0,
         "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
         "optim.warmup_epochs": 0, "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
     }  # fmt: skip

@@ -3,6 +3,7 @@ is absent."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,15 @@ def curves(
         recall.set_ylim(low - 0.35 * (1.05 - low), 1.05)
         recall.set(title="what explains the loss, training", ylabel="cosine, or share")
         recall.legend(fontsize=8, ncols=3, loc="lower center")
+    elif accuracies := [key for key in val[-1] if key.startswith("accuracy_")] if val else []:
+        for i, key in enumerate(accuracies):
+            recall.plot(*_series(val, key), marker="o", ms=3, color=f"C{i}", label=key.removeprefix("accuracy_"))
+            recall.plot(*_series(shuffled["val"], key), ls=":", color=f"C{i}")
+        if "chance" in bounds:
+            recall.axhline(math.exp(-bounds["chance"]), lw=0.8, ls="--", color="grey", label="chance")
+        recall.set(
+            title="accuracy, validation (dotted: after shuffled labels)", ylabel="share of clips", ylim=(-0.05, 1.05)
+        )
     else:
         recall.plot(*_series(val, RECALL), marker="o", ms=3, label="trained on true pairs")
         recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")

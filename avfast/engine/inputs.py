@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from avfast.errors import ConfigError
 from avfast.methods import Inputs
 from avfast.methods.base import ImageInputs
+from avfast.ops._counter import content_key
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,6 +56,8 @@ class InputPipeline(nn.Module):
         if self.frontend is not None:
             spectrogram = self.frontend(moved["waveform"])  # [B, bins, time] or [B, time, bins]
             moved["spectrogram"] = spectrogram.unsqueeze(1) if spectrogram.ndim == 3 else spectrogram
+        if "id" in batch:
+            moved["key"] = torch.tensor([content_key(id) for id in batch["id"]], dtype=torch.int64, device=device)
         return moved
 
     def plain(self, batch: dict[str, Any]) -> dict[str, Any]:

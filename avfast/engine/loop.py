@@ -91,6 +91,7 @@ class Trainer:
         # The schedule watches the bare optimiser: accelerate would step it once per process.
         self.scheduler = build_schedule(optimizer, config.optim, steps, len(self.sampler))
         on_gpu = accelerator.device.type == "cuda"
+        self.eval_every = config.run.eval_epochs * len(self.sampler) or config.run.eval_every
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.errors: dict[str, int] = {}
@@ -124,19 +125,19 @@ class Trainer:
                 progress.advance(self.step)
                 run, last = self.config.run, self.step == self.steps
                 stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
-                if stopped or any(self.step % n == 0 for n in (run.log_every, run.eval_every, run.save_every)):
+                if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
                     self._require_finite(output)
                 if self.step % run.log_every == 0 or (stopped and interval.outputs):
                     self._log(interval, progress)
                     interval = Interval()
-                if self.step % run.eval_every == 0 or last:
+                if self.step % self.eval_every == 0 or last:
                     self._validate(progress)
                 if stopped:
                     break
                 if self.step % run.save_every == 0:
                     self._save("last")
             stopped = stopped or "finished"
-            if stopped == "budget" and self.step % self.config.run.eval_every:
+            if stopped == "budget" and self.step % self.eval_every:
                 self._validate(progress)
         self._save("last")
         if self.step == self.steps:

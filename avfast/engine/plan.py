@@ -18,7 +18,7 @@ from avfast.engine.progress import clock
 from avfast.engine.sources import DataBundle
 from avfast.errors import AvfastError, ConfigError
 from avfast.methods import Method
-from avfast.methods.base import ImageInputs
+from avfast.methods.base import ImageInputs, LabelledInputs
 
 PROBE_CLIPS = 8
 
@@ -46,6 +46,7 @@ class Plan:
     notes: list[str]
     noun: str = "clips"
     optimizer: str = ""
+    supervised: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -58,7 +59,8 @@ class Plan:
 
     def lines(self, title: str) -> list[str]:
         clips = ", ".join(f"{count} {name}" for name, count in self.clips.items())
-        labels = f"{self.classes} classes (for evaluation only)" if self.classes > 1 else "no labels"
+        purpose = "" if self.supervised else " (for evaluation only)"
+        labels = f"{self.classes} classes{purpose}" if self.classes > 1 else "no labels"
         processes = f" x {self.processes} processes" if self.processes > 1 else ""
         epochs = self.steps / self.steps_per_epoch
         budget = "none" if self.budget is None else f"{self.budget:.0f} s, training and control together"
@@ -131,6 +133,7 @@ def make_plan(
         bounds=method.loss_bounds(config.data.batch_size * processes),
         notes=notes,
         noun=bundle.noun,
+        supervised=isinstance(method.inputs, LabelledInputs),
         optimizer=_describe_optimizer(config.optim, config.data.batch_size * processes, bundle.noun),
     )
 

@@ -16,10 +16,11 @@ from avfast.data import EpochSampler
 from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
-from avfast.engine.build import build_accelerator, build_method
+from avfast.engine.build import build_accelerator, build_method, with_classes
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
 from avfast.engine.conclude import conclude
 from avfast.engine.config import TrainConfig, parse_config
+from avfast.engine.demo_data import FOLDERS, MADE, made_folder, make_data
 from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.report import RunSummary, Section, headline, write_report
@@ -27,9 +28,9 @@ from avfast.engine.signals import Budget, StopRequest
 from avfast.engine.sources import DataBundle, build_dataset, evaluation_loader, fits_in_memory, open_data
 from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError, ConfigError
-from avfast.evaluate import ShuffledPairs, shuffled_order
+from avfast.evaluate import ShuffledLabels, ShuffledPairs, shuffled_order
 from avfast.methods import Method
-from avfast.methods.base import ImageInputs
+from avfast.methods.base import LabelledInputs
 
 
 class Interrupted(AvfastError):
@@ -112,6 +113,9 @@ class Job:
         self.request, self.config, self.accelerator, self.tell = request, config, accelerator, tell
         self.method = method
         self.bundle: DataBundle = open_data(folder, method.inputs)
+        if isinstance(method.inputs, LabelledInputs) and config.method.classes == 0:
+            self.config = config = with_classes(config, self.bundle)
+            self.method = build_method(config)
         inputs, seed = self.method.inputs, config.run.seed
         cache = fits_in_memory(self.bundle, inputs, config.data)
         self.train_set = build_dataset(
@@ -166,10 +170,12 @@ class Job:
                 order = shuffled_order(len(self.train_set), seed=config.run.seed)
                 last = out / "control" / "checkpoints" / "last.pt"
                 again = last if resume is not None and _steps_of(last) == trained.step else None
-                control = self._train(
-                    ShuffledPairs(self.train_set, order), out / "control", again, stop, Budget(None),
-                    trained.step, "control",
-                )  # fmt: skip
+                wrong = (
+                    ShuffledLabels(self.train_set, order, self.train_set.source.labels)
+                    if isinstance(self.method.inputs, LabelledInputs)
+                    else ShuffledPairs(self.train_set, order)
+                )
+                control = self._train(wrong, out / "control", again, stop, Budget(None), trained.step, "control")
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return None
@@ -182,7 +188,7 @@ class Job:
             ) from None
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-        made = {"clips", "demo-scenes"}
+        made = {"clips", *FOLDERS}
         summary.files = [p for p in summary.files if not made & set(p.relative_to(out).parts[:2])]
         report = write_report(summary, sections)
         summary.files = sorted({*summary.files, report})
@@ -252,17 +258,9 @@ def _steps_of(path: Path) -> int | None:
 
 
 def _data_folder(request: Request, method: Method, stack: ExitStack, tell: Callable[[str], None]) -> Path:
-    if request.data != "demo":
+    if request.data not in MADE:
         return Path(request.data)
-    from avfast.data.commands import progress_bar
-    from avfast.data.demo import honesty_line, make_demo_clips, make_scenes
-
-    pictures = isinstance(method.inputs, ImageInputs)
-    name, make = ("demo-scenes", make_scenes) if pictures else ("demo-clips", make_demo_clips)
-    folder = request.out / name
+    folder, make = made_folder(request.data, request.out, method.inputs)
     if request.dry_run and not folder.exists():
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
-    with progress_bar(f"making {'scenes' if pictures else 'clips'}") as progress:
-        tell(honesty_line(make(folder, progress=progress)))
-    tell(f"demo {'scenes' if pictures else 'clips'} in '{folder}'")
-    return folder
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / folder.name
+    return make_data(folder, make, tell)

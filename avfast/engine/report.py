@@ -19,7 +19,10 @@ from avfast.engine.progress import clock
 from avfast.engine.tables import align_tables
 from avfast.evaluate import Score
 
-HEADLINE = ("R@1 audio->video class-level", "R@1 audio->video instance-level", "map IoU", "mIoU", "kNN image")
+HEADLINE = (
+    "accuracy joint", "accuracy audio", "accuracy video",
+    "R@1 audio->video class-level", "R@1 audio->video instance-level", "map IoU", "mIoU", "kNN image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ LEGEND_CLIPS = (
     "right answer: lower is better, 1 is best.",
 )
 NEGATIVES = "Clips of one class in one batch are negatives of each other: the loss need not reach its floor."
+LEGEND_LABELLED = (
+    "Accuracy of the joint model, and of what it says from one modality, the other masked at its head; of nothing: its "
+    "bias. Chance guesses by the class frequencies of the training split.",
+    "Shapley value: what a modality adds to the accuracy, averaged over who was there before; the two sum to the joint "
+    "accuracy less that of nothing.",
+    "kNN and linear probe: of each encoder inside the model.",
+)
 LEGEND_IMAGES = (
     "mIoU: mean over classes of intersection over union, a linear head on frozen maps; chance calls everything the "
     "commonest class.",
@@ -109,9 +119,11 @@ LEGEND_IMAGES = (
 
 def _result(summary: RunSummary) -> str:
     images = summary.noun == "images"
+    labelled = any(name.startswith("accuracy") for name in summary.scores["trained"])
+    control_name = "Shuffled labels" if labelled else "Shuffled pairs"
     protocols: list[str] = []
     lines = [
-        "| metric | trained | chance | untrained | shuffled pairs | n | protocol |",
+        f"| metric | trained | chance | untrained | {control_name.lower()} | n | protocol |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in score_table(summary.scores):
@@ -128,14 +140,14 @@ def _result(summary: RunSummary) -> str:
             f"| {row['metric']} | {value} | {chance} | {others[0]} | {others[1]} | {trained.n or ''} | {mark} |"
         )
     control = (
-        f"Shuffled pairs: a second training of {summary.control_steps} steps with {summary.shuffled}, evaluated with "
-        f"its last weights{'' if images else ' on true pairs'}."
+        f"{control_name}: a second training of {summary.control_steps} steps with {summary.shuffled}, evaluated with "
+        f"its last weights{'' if images or labelled else ' on true pairs'}."
         if summary.control_steps is not None
-        else "Shuffled pairs: not run (run.control=false)."
+        else f"{control_name}: not run (run.control=false)."
     )
     legend = [
         f"In square brackets: 95 % bootstrap interval over test {summary.noun}, resampled by class where labels exist.",
-        *(LEGEND_IMAGES if images else LEGEND_CLIPS),
+        *(LEGEND_LABELLED if labelled else LEGEND_IMAGES if images else LEGEND_CLIPS),
         f"Trained: the checkpoint of step {summary.best_step}, selected on the validation split; the "
         "test split decided nothing."
         if summary.best_step
@@ -143,7 +155,7 @@ def _result(summary: RunSummary) -> str:
         "Untrained: the initial weights with batch-norm statistics from one pass over the training split.",
         control,
         "Probes read encoder features; an untrained network can score high on easy data: read across.",
-        *([] if images else [NEGATIVES]),
+        *([] if images or labelled else [NEGATIVES]),
     ]  # fmt: skip
     notes = "\n".join(f"{i + 1}. `{text}`" for i, text in enumerate(protocols))
     if summary.class_only is not None:

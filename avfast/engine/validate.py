@@ -11,12 +11,14 @@ from avfast.engine.inputs import InputPipeline
 from avfast.engine.sources import readable
 from avfast.evaluate import cross_modal_retrieval
 from avfast.methods import Method
+from avfast.methods.base import LabelledInputs
 
 RECALL = "R@1 audio->video instance-level"
 
 
 class Validator:
-    """Mean validation loss and, for two modalities, instance-level audio-to-video R@1.
+    """Mean validation loss and, for two modalities, instance-level audio-to-video R@1; of a method that classifies,
+    accuracies instead.
 
     Calling it changes neither weights, statistics nor random state.
     """
@@ -30,14 +32,19 @@ class Validator:
         method.eval()
         total, count = 0.0, 0
         parts: dict[str, list[torch.Tensor]] = {}
+        supervised, accuracies = isinstance(method.inputs, LabelledInputs), {}
         for batch in readable(self.loader):
             size = len(batch["index"])
             output = method.validation_step(pipeline(batch))
             total, count = total + output.loss.item() * size, count + size
+            if supervised:
+                for name, value in output.metrics.items():
+                    accuracies[name] = accuracies.get(name, 0.0) + value.item() * size
+                continue
             for name, z in output.embeddings.items():
                 parts.setdefault(name, []).append(z.float().cpu())
         method.train(was_training)
-        row = {"loss": total / count}
+        row = {"loss": total / count} | {name: value / count for name, value in accuracies.items()}
         if {"audio", "video"} <= parts.keys():
             audio, video = torch.cat(parts["audio"]), torch.cat(parts["video"])
             score = cross_modal_retrieval(audio, video)[0].recall[1]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from avfast.evaluate.collapse import collapse_indicators, collapse_warning
-from avfast.evaluate.controls import ShuffledPairs, shuffled_order
+from avfast.evaluate.controls import ShuffledLabels, ShuffledPairs, shuffled_order
 from avfast.evaluate.location import location_scores
-from avfast.evaluate.probes import knn_accuracy, linear_probe
+from avfast.evaluate.probes import accuracy_score, knn_accuracy, linear_probe
 from avfast.evaluate.retrieval import RetrievalResult, cross_modal_retrieval, retrieval
 from avfast.evaluate.scores import Score, bootstrap_interval
 from avfast.evaluate.segmentation import linear_segmentation, mean_iou
+from avfast.evaluate.shapley import shapley_values
 
 __all__ = [
     "RetrievalResult",
     "Score",
+    "ShuffledLabels",
     "ShuffledPairs",
+    "accuracy_score",
     "bootstrap_interval",
     "collapse_indicators",
     "collapse_warning",
@@ -24,5 +27,6 @@ __all__ = [
     "location_scores",
     "mean_iou",
     "retrieval",
+    "shapley_values",
     "shuffled_order",
 ]

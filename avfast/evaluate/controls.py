@@ -6,6 +6,7 @@ learning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,3 +59,27 @@ class ShuffledPairs(Dataset):
             return {"errors": errors}
         half = {"other": heard["image"]} if "image" in heard else {"waveform": heard["waveform"]}
         return {**seen, **half, "errors": errors}
+
+
+class ShuffledLabels(Dataset):
+    """A data set whose item ``(epoch, i)`` is sample i with the label of sample ``order[i]``, the control of supervised
+    training. A sample without ``index`` could not be read and stays so.
+
+    Args:
+        labels: class of every sample.
+    """
+
+    def __init__(self, dataset: Any, order: list[int], labels: Sequence[int]) -> None:
+        if not len(order) == len(labels) == len(dataset):
+            raise ValueError(
+                f"avfast.evaluate.ShuffledLabels: order, labels: expected {len(dataset)} entries, "
+                f"got {len(order)} and {len(labels)}"
+            )
+        self.dataset, self.order, self.labels = dataset, order, labels
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        sample = self.dataset[key]
+        return sample if "index" not in sample else {**sample, "label": int(self.labels[self.order[key[1]]])}

@@ -44,7 +44,7 @@ def knn_accuracy(
         n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1.0 - d) / temperature)
     )
     vote.fit(bank.double().numpy(), bank_labels.numpy())
-    return _accuracy(vote.predict(query.double().numpy()), bank_labels, query_labels, protocol)
+    return accuracy_score(vote.predict(query.double().numpy()), bank_labels, query_labels, protocol)
 
 
 def linear_probe(
@@ -76,10 +76,12 @@ def linear_probe(
         accuracy = float((model.predict(x_val) == val[1].numpy()).mean())
         if accuracy > best_accuracy:
             best, best_accuracy = model, accuracy
-    return _accuracy(best.predict(x_test), train[1], test[1], protocol)
+    return accuracy_score(best.predict(x_test), train[1], test[1], protocol)
 
 
-def _accuracy(predicted: np.ndarray, known: Tensor, labels: Tensor, protocol: str) -> Score:
+def accuracy_score(predicted: np.ndarray, known: Tensor, labels: Tensor, protocol: str) -> Score:
+    """Share of ``predicted`` ``[N]`` equal to ``labels`` ``[N]``, beside the chance of guessing by the class
+    frequencies of ``known``, the labels of the training split."""
     truth = labels.numpy()
     correct = (predicted == truth).astype(np.float64)
     # Guessing knows the class frequencies of the training split and nothing else.

@@ -25,7 +25,8 @@ E, 3, P, P]``, ``boxes`` float ``[B, E, 5]`` as :func:`avfast.sample_exemplars` 
 
 With :class:`Inputs`: ``frames`` float ``[B, T, 3, H, W]`` normalised with the ImageNet statistics,
 ``spectrogram`` float ``[B, 1, *, *]`` from the front-end it asked for, ``waveform`` float ``[B, S]`` in [-1,
-1], ``label`` int64 ``[B]`` (-1 where unknown) and ``index`` int64 ``[B]`` (position in the data set)."""
+1], ``label`` int64 ``[B]`` (-1 where unknown), ``index`` int64 ``[B]`` (position in the data set) and ``key`` int64
+``[B]``, a number that belongs to the content of the clip wherever it stands."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Inputs:
     sample_rate: int
     frontend: str | None = None
     frontend_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledInputs(Inputs):
+    """The sample a supervised method wants: a clip and its class. A Config with such inputs has a field ``classes``,
+    which the engine fills where it is 0."""
+
+    control: ClassVar[str] = "every label given to another clip"
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,11 @@ class Method(nn.Module):
     def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """From features to the shared space; the identity for a method without heads."""
         return features
+
+    def classify(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Logits ``[B, classes]`` from features by what they are made of, for instance ``"joint"``, ``"audio"``,
+        ``"video"``, and ``"nothing"`` where both are masked; empty for a method that does not classify."""
+        return {}
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings in the shared space, ``{"audio": [B, D], "video": [B, D]}``, as retrieval compares

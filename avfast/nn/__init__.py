@@ -9,6 +9,7 @@ from .correlation_block import CorrelationBlock
 from .correspondence import geometric_match, random_match
 from .cross_modal import CrossModalInit, cross_modal_init
 from .feature_queue import FeatureQueue
+from .fusion_head import FusionHead
 from .group_shuffle_bn import GroupShuffleBN
 from .masked_fusion import MaskedFusion
 from .momentum import momentum_update
@@ -24,6 +25,7 @@ __all__ = [
     "CrossModalInit",
     "DenseContrastive",
     "FeatureQueue",
+    "FusionHead",
     "GroupShuffleBN",
     "InfoNCE",
     "MaskedFusion",

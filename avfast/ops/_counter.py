@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -27,6 +29,18 @@ def combine(*keys: int | np.ndarray) -> np.ndarray:
         bits = np.uint64(key % 2**64) if isinstance(key, int) else key.astype(np.uint64)
         state = mix64(state ^ bits)
     return state
+
+
+def key64(*keys: object) -> int:
+    """One 64-bit integer from any keys with a stable ``repr`` (integers and strings)."""
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def content_key(id: str) -> int:
+    """The number of a sample, from its content id and nothing else, as int64 has it."""
+    key = key64(id)
+    return key - 2**64 if key >= 2**63 else key
 
 
 class Uniforms:

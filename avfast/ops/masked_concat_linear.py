@@ -142,8 +142,8 @@ _forward = _registry.define(
     fake=_fake_forward,
 )
 _backward = _registry.define(
-    "concat_linear_bwd(Tensor grad, Tensor a, Tensor v, Tensor weight, Tensor? mask_a, Tensor? mask_v, bool need_inputs, "
-    "bool need_weight, bool need_bias) -> (Tensor da, Tensor dv, Tensor dweight, Tensor dbias)",
+    "concat_linear_bwd(Tensor grad, Tensor a, Tensor v, Tensor weight, Tensor? mask_a, Tensor? mask_v, "
+    "bool need_inputs, bool need_weight, bool need_bias) -> (Tensor da, Tensor dv, Tensor dweight, Tensor dbias)",
     op="masked_concat_linear",
     reference=reference.concat_linear_backward,
     fake=_fake_backward,
