@@ -202,3 +202,25 @@ def test_command_says_what_the_data_are(tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert "pairing and motion artificial" in out[0]
     assert any("6 clips" in line for line in out) and str(tmp_path / "manifest.json") in out[-1]
+
+
+def test_labelled_clips_are_told_by_ear_or_by_eye(tmp_path):
+    from avfast.data.demo import honesty_line, make_labelled_clips
+    from avfast.data.demo.labelled import KINDS, WRONG_PHOTO, WRONG_SOUND, with_noise
+
+    manifest = make_labelled_clips(tmp_path / "a", clips=48, seed=1)
+    again = make_labelled_clips(tmp_path / "b", clips=48, seed=1)
+    assert [c["content"] for c in manifest["clips"]] == [c["content"] for c in again["clips"]]
+    assert make_labelled_clips(tmp_path / "a", clips=48, seed=1) == manifest, "a set that is there is kept"
+    assert "noise artificial" in honesty_line(manifest)
+    wrong = [c for c in manifest["clips"] if c["label"] != f"{c['photo']['name']}+{c['sound']['name']}"]
+    assert 10 < len(wrong) < 40
+    assert len({c["label"] for c in manifest["clips"]}) == 16
+    with pytest.raises(DataError, match="not written by avfast demo-data; choose another folder"):
+        make_demo_clips(tmp_path / "a", clips=48)
+    rng = np.random.default_rng(0)
+    for label in range(4):
+        takes = [with_noise(label, 16, rng) for _ in range(4000)]
+        kind = KINDS[label]
+        assert abs(np.mean([t.photo != label for t in takes]) - WRONG_PHOTO[kind]) < 0.03
+        assert abs(np.mean([t.sound != label for t in takes]) - WRONG_SOUND[kind]) < 0.03

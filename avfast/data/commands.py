@@ -23,13 +23,13 @@ def demo_data_command(
     photos: str | Path | None = None,
     sounds: str | Path | None = None,
 ) -> int:
-    """Make a demonstration set and say what it is; returns 0. ``kind`` is ``"clips"`` or ``"scenes"``.
+    """Make a demonstration set and say what it is; returns 0. ``kind`` is ``"clips"``, ``"labelled"`` or ``"scenes"``.
 
     Raises:
         AvfastError: see :func:`avfast.data.demo.make_demo_clips` and :func:`avfast.data.demo.make_scenes`; or an option
             of the other kind.
     """
-    from avfast.data.demo import honesty_line, make_demo_clips, make_scenes
+    from avfast.data.demo import honesty_line, make_demo_clips, make_labelled_clips, make_scenes
 
     if kind == "scenes":
         given = {"--clips": clips, "--faults": faults or None, "--photos": photos, "--sounds": sounds}
@@ -43,12 +43,13 @@ def demo_data_command(
         return 0
     if images is not None:
         raise ConfigError("--images belongs to --kind scenes")
-    clips = 160 if clips is None else clips
-
+    if kind == "labelled" and faults:
+        raise ConfigError("--faults belongs to --kind clips")
+    make, options = (make_labelled_clips, {}) if kind == "labelled" else (make_demo_clips, {"faults": faults})
+    if clips is not None:
+        options["clips"] = clips
     with progress_bar("making clips") as progress:
-        manifest = make_demo_clips(
-            dir, clips=clips, seed=seed, faults=faults, photos=photos, sounds=sounds, progress=progress
-        )
+        manifest = make(dir, seed=seed, photos=photos, sounds=sounds, progress=progress, **options)
     print(honesty_line(manifest))
     for note in manifest["notes"]:
         print(f"note: {note}")

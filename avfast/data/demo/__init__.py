@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from avfast.data.demo.clips import honesty_line, make_demo_clips
+from avfast.data.demo.labelled import make_labelled_clips
 from avfast.data.demo.scenes import make_scenes
 
-__all__ = ["honesty_line", "make_demo_clips", "make_scenes"]
+__all__ = ["honesty_line", "make_demo_clips", "make_labelled_clips", "make_scenes"]

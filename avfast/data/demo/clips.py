@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from avfast.errors import DataError
 
 CLASSES, SECONDS, FPS, SIZE = 16, 2.0, 12, 96
 VERSION = 1
+GENERATOR = "avfast demo-data"
 
 
 def make_demo_clips(
@@ -62,32 +64,71 @@ def make_demo_clips(
         DataError: a folder cannot be used, or ``dir`` holds another program's ``manifest.json``.
         MissingDependency: PyAV is not installed.
     """
-    if clips < 6:
-        raise DataError(f"make_demo_clips: clips: expected at least 6, got {clips}")
-    if seed < 0:
-        raise DataError(f"make_demo_clips: seed: expected 0 or more, got {seed}")
-    root = require_folder(dir, "make_demo_clips")
     recipe = {"version": VERSION, "clips": clips, "seed": seed, "faults": faults,
               "photos": photos and str(photos), "sounds": sounds and str(sounds)}  # fmt: skip
-    if (kept := _previous(root, recipe)) is not None:
+    return write_set(dir, recipe, GENERATOR, as_paired, "make_demo_clips", progress)
+
+
+@dataclass(frozen=True)
+class Take:
+    """What one clip shows and plays: classes of its photograph and of its sound, and noise added to them (of pixels
+    in 0 to 255, and of a waveform in -1 to 1, standard deviations)."""
+
+    photo: int
+    sound: int
+    pixels: float = 0.0
+    waveform: float = 0.0
+
+
+def as_paired(label: int, classes: int, rng: np.random.Generator) -> Take:
+    """The photograph and the sound of the class, clean."""
+    return Take(label, label)
+
+
+def write_set(
+    dir: str | Path,
+    recipe: dict[str, Any],
+    generator: str,
+    choose: Callable[[int, int, np.random.Generator], Take],
+    name: str,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """Write clips and their manifest, or keep the set that is there if it is of the same recipe.
+
+    ``choose`` says what a clip of a class shows and plays; errors begin with ``name``.
+    """
+    clips, seed = recipe["clips"], recipe["seed"]
+    if clips < 6:
+        raise DataError(f"{name}: clips: expected at least 6, got {clips}")
+    if seed < 0:
+        raise DataError(f"{name}: seed: expected 0 or more, got {seed}")
+    root = require_folder(dir, name)
+    if (kept := _previous(root, recipe, generator)) is not None:
         return kept
     classes = min(CLASSES, clips // 3)
-    chosen_photos = choose_photos(classes, photos)
-    chosen_sounds, notes = choose_sounds(classes, seed=seed, folder=sounds)
+    chosen_photos = choose_photos(classes, recipe["photos"])
+    chosen_sounds, notes = choose_sounds(classes, seed=seed, folder=recipe["sounds"])
     (root / "clips").mkdir(parents=True, exist_ok=True)
 
     entries = []
     for number in range(clips):
         label, take = number % classes, number // classes
         takes = len(range(label, clips, classes))
-        photo, sound = chosen_photos[label], chosen_sounds[label]
+        noise = np.random.default_rng([seed, label, take, 1])
+        chosen = choose(label, classes, noise)
+        photo, sound = chosen_photos[chosen.photo], chosen_sounds[chosen.sound]
         path = root / "clips" / f"{number:04d}.mp4"
         waveform, boxes = _plan(photo, sound, np.random.default_rng([seed, label, take]))
-        write_clip(path, _render(photo, boxes), FPS, waveform, RATE)
+        frames = _render(photo, boxes)
+        if chosen.pixels:
+            frames = np.clip(frames + noise.normal(0, chosen.pixels, frames.shape), 0, 255).astype(np.uint8)
+        if chosen.waveform:
+            waveform = np.clip(waveform + noise.normal(0, chosen.waveform, waveform.shape), -1, 1).astype(np.float32)
+        write_clip(path, frames, FPS, waveform, RATE)
         entries.append(
             {
                 "path": path.relative_to(root).as_posix(),
-                "label": f"{photo.name}+{sound.name}",
+                "label": f"{chosen_photos[label].name}+{chosen_sounds[label].name}",
                 "split": _split(take, takes),
                 "duration": SECONDS,
                 "photo": _credit(photo) | {"title": photo.title},
@@ -102,10 +143,10 @@ def make_demo_clips(
             progress(number + 1, clips)
     recordings = sum(s.kind == "recording" for s in chosen_sounds)
     planted = []
-    if faults:
+    if recipe["faults"]:
         planted = plant_faults(root / "faults", root / entries[0]["path"], _render, chosen_photos[0])
     manifest = {
-        "generator": "avfast demo-data",
+        "generator": generator,
         "recipe": recipe,
         "codecs": {"video": first_codec(H264), "audio": first_codec(AAC)},
         "media": {"photos": classes, "recordings": recordings, "synthetic": classes - recordings},
@@ -135,8 +176,9 @@ def honesty_line(manifest: dict[str, Any] | None) -> str:
         return "media as given by the user"
     synthetic, total = media["synthetic"], media["synthetic"] + media["recordings"]
     sounds = f"SYNTHETIC sounds ({synthetic} of {total})" if synthetic else "real recordings"
+    made = "pairing, motion and noise" if manifest.get("generator", "").endswith("labelled") else "pairing and motion"
     return (
-        f"demo data: real pictures, {sounds}; pairing and motion artificial: this shows that the code "
+        f"demo data: real pictures, {sounds}; {made} artificial: this shows that the code "
         "learns, not that a method is good"
     )
 
@@ -214,7 +256,7 @@ def _credit(item: Photo | Sound) -> dict[str, str]:
     return {"name": item.name, "source": item.source, "licence": item.licence, "author": item.author}
 
 
-def _previous(root: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+def _previous(root: Path, recipe: dict[str, Any], generator: str) -> dict[str, Any] | None:
     """The set that is already there if it is the wanted one; otherwise its files are removed."""
     try:
         manifest = json.loads((root / MANIFEST).read_text())
@@ -222,8 +264,8 @@ def _previous(root: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         manifest = {}
-    if not isinstance(manifest, dict) or manifest.get("generator") != "avfast demo-data":
-        raise DataError(f"{root / MANIFEST}: not written by avfast demo-data; choose another folder")
+    if not isinstance(manifest, dict) or manifest.get("generator") != generator:
+        raise DataError(f"{root / MANIFEST}: not written by {generator}; choose another folder")
     files = [(root / c["path"], c["sha256"]) for c in manifest["clips"] + manifest["faults"]]
     if manifest["recipe"] == recipe and all(p.is_file() and file_sha256(p) == digest for p, digest in files):
         return manifest
