@@ -73,6 +73,41 @@ def avfast_patches(n: Pictures):
     return lambda: avfast.mask_patches(n.x, RATIO, n.patch, seed=SEED)[0]
 
 
+def in_place(function):
+    """The same on a picture of one's own, whose masked pixels alone are written: what a training step does with its
+    batch. Every call draws the same patches."""
+
+    def prepare(n: Pictures):
+        own = Pictures(n.x.clone(), n.patch)
+        return lambda: function(own)
+
+    return prepare
+
+
+def slices_in_place(n: Pictures) -> Tensor:
+    (rows, columns), (h, w) = grid(n), n.patch
+    for picture in n.x:
+        for place in random.Random(SEED).sample(range(rows * columns), int(rows * columns * RATIO)):
+            y, x = place // columns * h, place % columns * w
+            picture[:, y : y + h, x : x + w] = 0
+    return n.x
+
+
+def view_in_place(n: Pictures) -> Tensor:
+    (rows, columns), (h, w) = grid(n), n.patch
+    noise = torch.rand(len(n.x), rows * columns, generator=torch.Generator().manual_seed(SEED)).to(n.x.device)
+    last = noise.kthvalue(int(rows * columns * RATIO), dim=1, keepdim=True).values
+    inside = n.x[:, :, : rows * h, : columns * w].unflatten(3, (columns, w)).unflatten(2, (rows, h))
+    inside.mul_((noise > last).view(-1, 1, rows, 1, columns, 1))
+    return n.x
+
+
+def avfast_in_place(n: Pictures) -> Tensor:
+    import avfast
+
+    return avfast.mask_patches(n.x, RATIO, n.patch, seed=SEED, inplace=True)[0]
+
+
 def view(result: Tensor) -> dict[str, Tensor]:
     """What no draw changes: how many pixels of each picture are hidden."""
     return {"hidden": (result == 0).sum(dim=(1, 2, 3)).double()}
@@ -115,8 +150,28 @@ def case(name: str, device: str = "cpu") -> Case:
     )
 
 
+def case_in_place(name: str, device: str = "cpu") -> Case:
+    shape, _ = SHAPES[name]
+    return Case(
+        op="mask_patches",
+        shape_name=name,
+        shape=shape,
+        inputs=lambda: pictures(name, device),
+        oracle=oracle,
+        candidates=(
+            Candidate("slice assignment", in_place(slices_in_place), PUBLISHED, view),
+            Candidate("in a view", in_place(view_in_place), LEAN, view),
+            *ours("mask_patches", in_place(avfast_in_place), view, device),
+        ),
+        mode="in-place",
+        device=device,
+        bytes_moved=int(4 * torch.Size(shape).numel() * RATIO),
+        traffic="copy",
+    )
+
+
 def cases(device: str = "cpu") -> list[Case]:
-    return [case(name, device) for name in SHAPES]
+    return [make(name, device) for name in SHAPES for make in (case, case_in_place)]
 
 
 def test_mask_patches(case, candidate, measure):

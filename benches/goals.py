@@ -124,6 +124,9 @@ QUEUE = "queue_info_nce/dense/contiguous/{}"
 CLIP = "info_nce/clip/contiguous/float32"
 PAIRS = "nt_xent/pairs-{}/contiguous/float32"
 STEP = "densecl_step/resnet50/contiguous/float32"
+FUSION = "masked_fusion/tokens/contiguous/float32/forward+backward"
+CONCAT = "masked_concat_linear/{}/contiguous/float32/forward+backward"
+PATCHES = "mask_patches/{}/contiguous/float32/{}"
 CORRELATE = "correlate/recipe/contiguous/float32/{}"
 BOXES = "rotated_box_bce/recipe/contiguous/float32"
 CLASSES = "upsample_cross_entropy/{}/contiguous/float32"
@@ -180,6 +183,22 @@ GOALS = (
     Goal(EXEMPLARS, "over the published path, with PIL", EAGER, 10),
     Goal(CIM, "over the published step", EAGER, 1.5),
     Goal(CIM, "less memory than the published step", saves_memory(0), 2),
+    Goal(FUSION, "over eager", EAGER, 4),
+    Goal(FUSION, "over torch.compile", COMPILE, 1.5),
+    Goal(FUSION, "less memory than eager", saves_memory(0), 3),
+    Goal(CONCAT.format("tokens"), "over eager, half of the rows with one modality", EAGER, 2),
+    Goal(CONCAT.format("tokens"), "over torch.compile, half of the rows with one modality", COMPILE, 1.5),
+    Goal(CONCAT.format("single"), "over eager, all rows with one modality", EAGER, 2),
+    Goal(CONCAT.format("single"), "over torch.compile, all rows with one modality", COMPILE, 1.5),
+    *(
+        Goal(PATCHES.format(shape, mode), what, measure, bound)
+        for shape in ("spectrogram", "frames")
+        for mode in ("forward", "in-place")
+        for what, measure, bound in (
+            ("over slice assignments", EAGER, 10),
+            ("over the best vectorised form", faster_than(LEAN, COMPILED), 1.5),
+        )
+    ),
 )
 
 

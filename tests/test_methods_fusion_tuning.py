@@ -17,6 +17,7 @@ from safetensors.torch import save_file  # noqa: E402
 from avfast.errors import ConfigError  # noqa: E402
 from avfast.methods.fusion_tuning import FusionTuning, FusionTuningConfig  # noqa: E402
 from avfast.nn.adaptive_batch_norm import AdaptiveBatchNorm2d  # noqa: E402
+from avfast.nn.bn_layers import batchnorm_layers  # noqa: E402
 from avfast.ops._counter import content_key  # noqa: E402
 
 CLASSES, IDS = 4, [f"clip {i}" for i in range(8)]
@@ -183,6 +184,14 @@ def test_an_encoder_starts_from_the_other_modality(tmp_path):
         build(stage="audio", audio="resnet-small", audio_from=str(tmp_path / "visual.safetensors"))
 
 
+def test_sparsity_makes_dead_channels():
+    method = build(stage="audio", sparsity=0.02)
+    with torch.no_grad():
+        for step in range(60):
+            method.after_optimizer_step(step + 1)
+    assert all((layer.weight == 0).all() and (layer.bias == 0).all() for _, layer in batchnorm_layers(method))
+
+
 def test_alpha_does_not_decay():
     method = build(audio_init="abri_channel", visual_init="abri_scalar")
     groups = method.param_groups(0.1)
@@ -200,6 +209,7 @@ def test_alpha_does_not_decay():
         ({"eta": float("nan")}, "method.eta"),
         ({"alpha": float("inf")}, "method.eta, method.alpha"),
         ({"duration": 0.0}, "method.duration"),
+        ({"sparsity": -1e-3}, "method.sparsity: expected a number from 0 on"),
         ({"size": 8}, "method.size: expected at least 32"),
         ({"audio_patch": (0, 8)}, "method.audio_patch"),
         ({"masks": "conf"}, "method.audio_confidence: masks=conf needs the file that stage 1 wrote"),

@@ -82,7 +82,7 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
         if request.dry_run:
             continue
         if name in ENCODERS:
-            _hand_over(stage.request.out, name, data)
+            hand_over(stage.request.out, name, data)
     if request.dry_run:
         say("the joint stage will start from the encoders and confidences of the other two")
         return None
@@ -141,7 +141,7 @@ def _stage(request: Request, name: str, data: str, words: list[str]) -> Stage:
     return Stage(name, own, done)
 
 
-def _hand_over(folder: Path, name: str, data: str) -> None:
+def hand_over(folder: Path, name: str, data: str) -> None:
     """``confidence.json``: how sure the stage was of every training clip, by content id, over its whole training."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     state = load_checkpoint(folder / "checkpoints" / "last.pt")["model"]["_extra_state"]

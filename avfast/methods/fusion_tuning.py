@@ -24,6 +24,7 @@ from avfast.errors import ConfigError
 from avfast.methods.base import Batch, LabelledInputs, Method, MethodCard, StepOutput
 from avfast.nn.abri import convert_abri, fold_abri
 from avfast.nn.adaptive_batch_norm import AdaptiveBatchNorm2d
+from avfast.nn.bn_layers import batchnorm_layers
 from avfast.nn.confidences import Confidences
 from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.fusion_head import FusionHead
@@ -48,6 +49,8 @@ class FusionTuningConfig:
         audio_init: what happens to batch norms then (abri_* also without such weights).
         visual_init: the same for the visual encoder.
         alpha: share of the pre-trained half of an ABRi layer at first.
+        sparsity: what every step takes off the size of batch-norm gains and biases (network slimming, Liu et al. 2017):
+            dead channels in a short training, as a long one with weight decay has them; 0 for none.
         audio_weights: the encoder that stage 1 exported, for the joint stage; "" for none.
         visual_weights: the same for the visual encoder.
         head: how the joint stage fuses.
@@ -77,6 +80,7 @@ class FusionTuningConfig:
     audio_init: Init = "naive"
     visual_init: Init = "naive"
     alpha: float = 0.5
+    sparsity: float = 0.0
     audio_weights: str = ""
     visual_weights: str = ""
     head: Literal["concat", "sum", "gated", "film"] = "concat"
@@ -249,8 +253,13 @@ class FusionTuning(Method):
             )[0]  # fmt: skip
         return dict(zip(MODALITIES, (r.mean() for r in ratios), strict=True))
 
+    @torch.no_grad()
     def after_optimizer_step(self, step: int) -> None:
         self.step = step
+        if self.config.sparsity:
+            for _, layer in batchnorm_layers(self):
+                for x in (layer.weight, layer.bias):
+                    x.copy_(F.softshrink(x, self.config.sparsity))
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"step": self.step, "confidences": {} if self.confidences is None else self.confidences.state()}
@@ -298,6 +307,8 @@ def _check(c: FusionTuningConfig) -> None:
             raise ConfigError(f"method.{name}: expected a number in [0, 1], got {getattr(c, name)}")
     if not c.eta >= 0 or not math.isfinite(c.alpha):
         raise ConfigError(f"method.eta, method.alpha: expected finite numbers, eta from 0 on, got {c.eta}, {c.alpha}")
+    if not 0 <= c.sparsity < math.inf:
+        raise ConfigError(f"method.sparsity: expected a number from 0 on, got {c.sparsity}")
     if len(c.audio_patch) != 2 or min(c.audio_patch) < 1:
         raise ConfigError(f"method.audio_patch: expected two positive numbers, got {c.audio_patch}")
     if c.stage == "joint" and c.masks != "none":

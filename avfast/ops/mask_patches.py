@@ -205,6 +205,7 @@ _forward = _registry.define(
     op="mask_patches",
     reference=reference.patch_mask_forward,
     fake=_fake,
+    triton="avfast.kernels.fusion.patch_mask_triton:patch_mask_fwd_triton",
 )
 _write = _registry.define(
     "patch_mask_(Tensor(a!) x, Tensor keys, Tensor counts, int patch_h, int patch_w, float value) -> ()",
@@ -212,4 +213,5 @@ _write = _registry.define(
     reference=reference.patch_mask_in_place,
     fake=lambda *_: None,
     mutates=True,
+    triton="avfast.kernels.fusion.patch_mask_triton:patch_mask_in_place_triton",
 )

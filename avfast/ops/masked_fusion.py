@@ -182,10 +182,12 @@ _forward = _registry.define(
     op="masked_fusion",
     reference=lambda *a: reference.masked_fusion_forward(*a).contiguous(),
     fake=_fake_forward,
+    triton="avfast.kernels.fusion.masked_fusion_triton:masked_fusion_fwd_triton",
 )
 _backward = _registry.define(
     f"masked_fusion_bwd(Tensor grad, {_ARGUMENTS}) -> (Tensor da, Tensor dv, Tensor dweight_a, Tensor dweight_v)",
     op="masked_fusion",
     reference=reference.masked_fusion_backward,
     fake=_fake_backward,
+    triton="avfast.kernels.fusion.masked_fusion_bwd_triton:masked_fusion_bwd_triton",
 )
