@@ -26,6 +26,7 @@ BENCHES = {
     "mask_patches": "bench_mask_patches",
     "masked_fusion": "bench_masked_fusion",
     "masked_concat_linear": "bench_concat_linear",
+    "fusion_step": "bench_fusion_step",
 }
 
 #: Benches that belong together, for a record of one family.
