@@ -112,10 +112,14 @@ class ClipSource:
             )
         if not present:
             raise DataError(f"{path}: lists no clips that exist")
-        return cls._from_rows(root, present, manifest, len(absent))
+        return cls.from_rows(root, present, manifest=manifest, missing=len(absent))
 
     @classmethod
-    def _from_rows(cls, root: Path, rows: list[dict[str, Any]], manifest: Any, missing: int) -> ClipSource:
+    def from_rows(
+        cls, root: Path, rows: list[dict[str, Any]], *, manifest: dict[str, Any] | None = None, missing: int = 0
+    ) -> ClipSource:
+        """Clips of existing files: rows with ``path`` (below ``root``), and ``label``, ``split``, ``duration``,
+        ``mask`` where known."""
         cache = FileCache(root, "sha256")
         records = []
         for row in rows:

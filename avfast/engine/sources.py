@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
 from avfast.data.dataset import collate
 from avfast.data.image_folder import ImageDataset
+from avfast.data.layouts import LAYOUTS, open_layout
 from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
 from avfast.engine.config import DataConfig
 from avfast.errors import AvfastError, DataError
@@ -52,12 +53,16 @@ class DataBundle:
 
 
 def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> DataBundle:
-    """Open a folder, CSV or manifest and divide it; a source without splits is divided by content hash. `inputs` says
-    whether clips or images are looked for."""
+    """Open a folder, CSV, manifest or published data set (``vggsound:DIR``) and divide it; a source without splits is
+    divided by content hash. `inputs` says whether clips or images are looked for."""
     noun = Inputs.noun if inputs is None else inputs.noun
     images = isinstance(inputs, ImageInputs)
     wanted, other = (IMAGE_EXTENSIONS, EXTENSIONS) if images else (EXTENSIONS, IMAGE_EXTENSIONS)
-    source = ClipSource.open(path, extensions=wanted)
+    name, colon, folder = str(path).partition(":")
+    if colon and name in LAYOUTS:
+        source = open_layout(name, folder)
+    else:
+        source = ClipSource.open(path, extensions=wanted)
     if all(record.path.suffix.lower() in other for record in source.records):
         raise DataError(
             f"{path}: the recipe needs {noun}, and there are only files such as {source.records[0].path.name}; "

@@ -1,0 +1,236 @@
+"""Published data sets as they lie on disk after their own download scripts: ``--data vggsound:DIR`` and so on.
+
+============== ================================================================ ================================
+name           what is read                                                     splits
+============== ================================================================ ================================
+``kinetics``   Kinetics CSVs (``label,youtube_id,time_start,time_end,split``),  as the CSVs say
+               also of subsets such as Kinetics-Sounds
+``vggsound``   ``vggsound.csv`` (id, start, label, split; no header)            train, test; val dealt from train
+``crema-d``    ``VideoFlash/1001_DFA_ANG_XX.flv``                               by actor, dealt
+``ave``        ``trainSet.txt``, ``valSet.txt``, ``testSet.txt``                as they say
+``esc50``      ``meta/esc50.csv`` and ``audio/``                                fold 5 is test; val dealt by source
+``ucf101``     ``classInd.txt``, ``trainlist01.txt``, ``testlist01.txt``        list 1; val dealt by group
+============== ================================================================ ================================
+
+Dealt: by a hash of what must not be in two splits (the actor, the recording, the group), so that it is the same on
+every machine. Files are found by name wherever they lie below the folder; those that a list names and the disk lacks
+are counted in :attr:`ClipSource.missing`, as half of YouTube is gone.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from avfast.data.sources import EXTENSIONS, SPLIT_NAMES, ClipSource
+from avfast.errors import DataError
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
+EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+"""Codes of CREMA-D (Cao et al. 2014, table 1)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of a list: its file name without ending, class, split, and what deals it out where ``split`` is None
+    (or is ``"train"`` and there is no ``val``)."""
+
+    stem: str
+    label: str
+    split: str | None
+    group: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one data set lies on disk.
+
+    Attributes:
+        needs: what is looked for, any one of each tuple; patterns relative to the folder.
+        entries: reads the lists of a folder.
+        test: whether test clips are dealt too, or only validation.
+        extensions: of the clips.
+    """
+
+    needs: tuple[tuple[str, ...], ...]
+    entries: Callable[[Path], Iterator[Entry]]
+    test: bool = False
+    extensions: tuple[str, ...] = EXTENSIONS
+
+
+def open_layout(name: str, folder: str | Path) -> ClipSource:
+    """The clips of a published data set.
+
+    Args:
+        name: a key of :data:`LAYOUTS`.
+        folder: where it was unpacked.
+
+    Raises:
+        DataError: unknown name; a folder that does not hold what is looked for; a list that cannot be read; or none of
+            the listed clips on the disk.
+
+    >>> open_layout("vggsound", "/no/such/folder")
+    Traceback (most recent call last):
+    ...
+    avfast.errors.DataError: /no/such/folder: no such folder
+    """
+    if name not in LAYOUTS:
+        raise DataError(f"layout '{name}': expected one of {', '.join(LAYOUTS)}")
+    layout, root = LAYOUTS[name], Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    for patterns in layout.needs:
+        if not any(next(root.glob(pattern), None) for pattern in patterns):
+            raise DataError(f"{root}: no {name} in the published layout: looked for {' or '.join(patterns)}")
+    try:
+        entries = list(layout.entries(root))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{root}: the lists of {name} cannot be read ({error})") from error
+    files = _by_stem(root, layout.extensions)
+    rows = [
+        {"path": str(files[entry.stem]), "label": entry.label, "split": entry.split or "train", "group": entry.group}
+        for entry in entries if entry.stem in files
+    ]  # fmt: skip
+    if not rows:
+        example = f", for instance '{entries[0].stem}'" if entries else ""
+        raise DataError(f"{root}: none of the {len(entries)} clips that {name} lists is on the disk{example}")
+    _deal(rows, layout.test)
+    return ClipSource.from_rows(root, rows, missing=len(entries) - len(rows))
+
+
+def _by_stem(root: Path, extensions: tuple[str, ...]) -> dict[str, PurePosixPath]:
+    """Files by name without ending; the first in a fixed order where several share it."""
+    found: dict[str, PurePosixPath] = {}
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in extensions and p.is_file()):
+        found.setdefault(path.stem, PurePosixPath(path.relative_to(root)))
+    return found
+
+
+def _deal(rows: list[dict], test: bool, *, val_share: float = 0.1, test_share: float = 0.2) -> None:
+    """Give validation (and test) clips to data that come without, a whole group at a time."""
+    has_val = any(row["split"] == "val" for row in rows)
+    for row in rows:
+        group = row.pop("group")
+        if row["split"] != "train" or (has_val and not test):
+            continue
+        place = int(hashlib.sha256(f"deal {group}".encode()).hexdigest()[:15], 16) / 16**15
+        if test and place < test_share:
+            row["split"] = "test"
+        elif not has_val and place >= 1 - val_share:
+            row["split"] = "val"
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _first(root: Path, *patterns: str) -> Path:
+    return next(path for pattern in patterns for path in sorted(root.glob(pattern)))
+
+
+def _split_name(name: str, where: str) -> str:
+    if name.lower() not in SPLIT_NAMES:
+        raise DataError(f"{where}: split: expected one of {', '.join(SPLIT_NAMES)}, got '{name}'")
+    return SPLIT_NAMES[name.lower()]
+
+
+def _kinetics(root: Path) -> Iterator[Entry]:
+    for path in sorted([*root.glob("*.csv"), *root.glob("annotations/*.csv")]):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            wanted = {"label", "youtube_id", "time_start", "time_end", "split"}
+            if lacking := wanted - set(reader.fieldnames or ()):
+                raise DataError(
+                    f"{path}: expected columns {', '.join(sorted(wanted))}; {', '.join(sorted(lacking))} lack"
+                )
+            for line, row in enumerate(reader, start=2):
+                where = f"{path}: line {line}"
+                start, end = (_integer(row[key], where, key) for key in ("time_start", "time_end"))
+                split = _split_name(row["split"], where)
+                yield Entry(f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"], split, row["youtube_id"])
+
+
+def _lacking(path: Path, wanted: set[str], lacking: set[str]) -> DataError:
+    return DataError(f"{path}: expected columns {', '.join(sorted(wanted))}; {', '.join(sorted(lacking))} lack")
+
+
+def _integer(text: str | None, where: str, name: str) -> int:
+    try:
+        return int(float(text or ""))
+    except ValueError:
+        raise DataError(f"{where}: {name}: expected seconds, got '{text}'") from None
+
+
+def _vggsound(root: Path) -> Iterator[Entry]:
+    path = _first(root, "vggsound.csv")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for line, row in enumerate(csv.reader(file), start=1):
+            where = f"{path}: line {line}"
+            if len(row) != 4:
+                raise DataError(f"{where}: expected id, start, label, split; got {len(row)} fields")
+            stem = f"{row[0]}_{_integer(row[1], where, 'start'):06d}"
+            yield Entry(stem, row[2], _split_name(row[3].strip(), where), row[0])
+
+
+def _crema_d(root: Path) -> Iterator[Entry]:
+    for path in sorted(root.glob("VideoFlash/*")):
+        parts = path.stem.split("_")  # actor, sentence, emotion, level
+        if path.suffix.lower() not in EXTENSIONS:
+            continue
+        if len(parts) != 4 or parts[2] not in EMOTIONS:
+            raise DataError(f"{path}: expected a name such as 1001_DFA_ANG_XX, with one of {', '.join(EMOTIONS)}")
+        yield Entry(path.stem, EMOTIONS[parts[2]], None, parts[0])
+
+
+def _ave(root: Path) -> Iterator[Entry]:
+    for split, name in (("train", "trainSet.txt"), ("val", "valSet.txt"), ("test", "testSet.txt")):
+        path = _first(root, name)
+        for line, text in enumerate(_lines(path), start=1):
+            fields = text.split("&")
+            if len(fields) != 5:
+                raise DataError(
+                    f"{path}: line {line}: expected Category&VideoID&Quality&StartTime&EndTime, got '{text}'"
+                )
+            if fields[:2] != ["Category", "VideoID"]:  # the header
+                yield Entry(fields[1], fields[0], split, fields[1])
+
+
+def _esc50(root: Path) -> Iterator[Entry]:
+    path = _first(root, "meta/esc50.csv")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        wanted = {"filename", "fold", "category", "src_file"}
+        if lacking := wanted - set(reader.fieldnames or ()):
+            raise _lacking(path, wanted, lacking)
+        for row in reader:
+            stem = PurePosixPath(row["filename"]).stem
+            yield Entry(stem, row["category"], "test" if row["fold"] == "5" else "train", row["src_file"])
+
+
+def _ucf101(root: Path) -> Iterator[Entry]:
+    names = {}
+    for text in _lines(_first(root, "classInd.txt", "*/classInd.txt")):
+        number, _, name = text.partition(" ")
+        names[number] = name
+    for split, name in (("train", "trainlist01.txt"), ("test", "testlist01.txt")):
+        for text in _lines(_first(root, name, f"*/{name}")):
+            clip = PurePosixPath(text.split(" ")[0])
+            if clip.parent.name not in names.values():
+                raise DataError(f"{root}: {name}: class '{clip.parent.name}' is not in classInd.txt")
+            # v_ApplyEyeMakeup_g08_c01: clips of one group are cut from one video.
+            yield Entry(clip.stem, clip.parent.name, split, clip.stem.rsplit("_", 1)[0])
+
+
+LAYOUTS: dict[str, Layout] = {
+    "kinetics": Layout((("*.csv", "annotations/*.csv"),), _kinetics),
+    "vggsound": Layout((("vggsound.csv",),), _vggsound),
+    "crema-d": Layout((("VideoFlash/*",),), _crema_d, test=True),
+    "ave": Layout((("trainSet.txt",), ("valSet.txt",), ("testSet.txt",)), _ave),
+    "esc50": Layout((("meta/esc50.csv",), ("audio/*",)), _esc50, extensions=AUDIO_EXTENSIONS),
+    "ucf101": Layout(
+        tuple((name, f"*/{name}") for name in ("classInd.txt", "trainlist01.txt", "testlist01.txt")), _ucf101
+    ),
+}
