@@ -18,8 +18,9 @@ from avfast.engine.sources import open_data  # noqa: E402
 TINY = ("method.size=32", "method.frames=1", "method.duration=1", "batch_size=8", "save_every=4", "log_every=4")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
+    """Of the whole module, its trainings included: convolutions round by the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
