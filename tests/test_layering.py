@@ -12,6 +12,8 @@ PACKAGE = ROOT / "avfast"
 
 # The op layer: ops and what chooses, loads and describes their backends.
 OPS = {"ops", "backends", "_library", "env", "reference", "kernels", "errors"}
+# Pictures from features: the networks and what trains them.
+GAN = {"generator", "discriminator", "diff_augment", "gan_losses", "icgan"}
 ALLOWED = {
     "errors": set(),
     "reference": {"errors"},
@@ -25,9 +27,26 @@ ALLOWED = {
     "encoders": {"vit", "nn", "ops", "errors"},
     "vit": {"nn", "ops", "errors"},
     "weights": {"errors"},
-    "methods": {"encoders", "vit", "weights", "nn", "ops", "errors"},
+    "generator": {"nn", "ops", "errors"},
+    "discriminator": {"generator", "nn", "ops", "errors"},
+    "diff_augment": {"ops", "errors"},
+    "gan_losses": {"nn", "ops", "errors"},
+    "icgan": {"generator", "nn", "ops", "errors"},
+    "methods": {"encoders", "vit", "weights", *GAN, "nn", "ops", "errors"},
     "evaluate": {"nn", "ops", "errors"},
-    "engine": {"methods", "data", "evaluate", "encoders", "nn", "ops", "benches", "env", "errors"},
+    "engine": {
+        "methods",
+        "data",
+        "evaluate",
+        "encoders",
+        "generator",
+        "weights",
+        "nn",
+        "ops",
+        "benches",
+        "env",
+        "errors",
+    },
     "cli": {"engine", "methods", "data", "nn", "env", "testing", "benches", "errors"},
     "__main__": {"cli"},
     "__init__": {"nn", *OPS},
