@@ -13,6 +13,7 @@ from .fusion_head import FusionHead
 from .group_shuffle_bn import GroupShuffleBN
 from .masked_fusion import MaskedFusion
 from .momentum import momentum_update
+from .sound_localiser import SoundLocaliser, select_frames
 from .watch import ChannelWatch, watch_channels
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "QueueInfoNCE",
     "ScanPlan",
     "SigmoidContrastive",
+    "SoundLocaliser",
     "SupCon",
     "convert_abri",
     "cross_modal_init",
@@ -42,5 +44,6 @@ __all__ = [
     "random_match",
     "reset_batchnorm",
     "scan_batchnorm",
+    "select_frames",
     "watch_channels",
 ]
