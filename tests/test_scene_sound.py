@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import plain_clip
+from scene_fixtures import tone, write_wav
 
 av = pytest.importorskip("av", reason="reading media needs PyAV")
 
@@ -20,17 +20,6 @@ from avfast.engine.scene.sound import open_sound, read_sound  # noqa: E402
 from avfast.errors import ConfigError  # noqa: E402
 
 RATE = 16000
-
-
-def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """16-bit samples ``[S]`` or ``[S, channels]`` in [-1, 1]."""
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).round().astype("<i2").tobytes())
-    return path
 
 
 def encode(path: Path, samples: np.ndarray, rate: int, codec: str, format: str = "fltp") -> Path:
@@ -44,10 +33,6 @@ def encode(path: Path, samples: np.ndarray, rate: int, codec: str, format: str =
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
     return path
-
-
-def tone(seconds: float, rate: int, hertz: float = 440.0, level: float = 0.5) -> np.ndarray:
-    return level * np.sin(2 * math.pi * hertz * np.arange(round(seconds * rate)) / rate)
 
 
 def strongest(waveform: torch.Tensor, rate: int = RATE) -> float:
