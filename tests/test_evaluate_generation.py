@@ -168,6 +168,19 @@ def test_scores_do_not_depend_on_the_batches_and_know_their_reference():
         assert len(known) == 1 and known != {other[name].protocol.split(" real=")[1].split()[0]}
 
 
+def test_pictures_in_order_of_class_are_no_less_varied():
+    """Consecutive splits of them would hold one class each and score 1."""
+    pictures = torch.eye(3)[torch.arange(120) // 40][:, :, None, None].expand(120, 3, 4, 4) + 0.01 * torch.rand(
+        120, 3, 4, 4
+    )
+    scores = generation_scores(network, pictures, pictures, network_name="toy")
+    assert 2.5 < scores["IS"].value <= 3.0
+    assert "splits=10 " in scores["IS"].protocol
+    halves = float(scores["FID"].protocol.split("two halves of the real ")[1].split()[0])
+    first, last = (moments(network(part)[0]) for part in pictures.split(60))
+    assert halves < 0.3 * frechet_distance(first, last)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
