@@ -132,6 +132,25 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _training_arguments(train)
     tune = add("finetune", _finetune, "run the stages of a recipe: each modality alone, then both; one report")
     _training_arguments(tune)
+
+    draw = add(
+        "generate", _generate, "draw pictures from sounds with a finished run of sound2scene; status 1 if some failed"
+    )
+    draw.add_argument(
+        "--audio", type=Path, nargs="+", required=True, metavar="FILE",
+        help="wav, mp3, ogg, flac, mp4, or a folder of them; any length and rate",
+    )  # fmt: skip
+    draw.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder of the run")
+    draw.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write: pictures, sheet and list"
+    )
+    draw.add_argument("--count", type=int, default=8, metavar="N", help="pictures of each sound (default: 8)")
+    draw.add_argument("--seed", type=int, default=0, help="of the noise, which all sounds share")
+    draw.add_argument("--gain", type=float, default=1.0, metavar="G", help="make the sounds louder or quieter")
+    draw.add_argument("--mix", action="store_true", help="add all sounds to one scene")
+    draw.add_argument("--with-image", type=Path, metavar="PICTURE", help="condition on this picture too")
+    draw.add_argument("--share", type=float, metavar="T", help="share of the picture, 0 to 1 (default: 0.5)")
+    draw.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     return parser, commands.choices
 
 
@@ -292,3 +311,14 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             print(f"  {path}")
         print(f"read '{summary.out / 'report.md'}' first")
     return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from avfast.engine.scene.generate import generate
+    from avfast.engine.scene.generate_options import GenerateOptions
+
+    options = GenerateOptions(
+        count=arguments.count, seed=arguments.seed, gain=arguments.gain, mix=arguments.mix,
+        picture=arguments.with_image, share=arguments.share,
+    )  # fmt: skip
+    return generate(arguments.audio, arguments.checkpoint, arguments.out, options, device=arguments.device)

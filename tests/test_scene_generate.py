@@ -28,6 +28,15 @@ from avfast.nn.latents import mix_latents  # noqa: E402
 RATE = INPUTS.sample_rate
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small are slower on several threads, by far where the processor is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run. Tests must not change it."""

@@ -69,7 +69,7 @@ def image_and_sound(
     shares = torch.linspace(1, 0, steps).tolist()
     z = torch.cat([mix_latents(z_v, z_a, t) for t in shares])
     titles = [f"{t:.0%} picture" for t in shares]
-    title = f"from the picture on the left to its sound (cosine of their latents {(z_v * z_a).sum().item():.2f})"
+    title = f"from the picture on the left to the sound (cosine of their latents {(z_v * z_a).sum().item():.2f})"
     return _sweep(path, synthesiser, z, titles, title, picture=picture, seed=seed, count=count)
 
 
