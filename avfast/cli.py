@@ -302,9 +302,15 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from avfast.engine.pipelines import pipeline_of
     from avfast.engine.pretrain import pretrain
 
-    summary = pretrain(_request(arguments))
+    request = _request(arguments)
+    if (pipeline := pipeline_of(request)) is not None:
+        if (report := pipeline(request)) is not None:
+            print(f"read '{report}' first")
+        return 0
+    summary = pretrain(request)
     if summary is not None:
         print("written:")
         for path in summary.files:

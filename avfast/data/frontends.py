@@ -250,6 +250,10 @@ class LogPSD(FrontEnd):
     Args:
         preset: one of the above, or None: any length, no normalisation.
         hop, eps: override the preset's.
+        seconds: how much sound is kept, shorter sound repeated; the preset's if left out.
+
+    Raises:
+        ValueError: an unknown preset, or seconds that hold no frame.
     """
 
     PRESETS = {"sound2scene": (159, 160000), "ezvsl": (238, 48000)}
@@ -262,10 +266,17 @@ class LogPSD(FrontEnd):
         n_fft: int = 512,
         hop: int | None = None,
         eps: float = 1e-7,
+        seconds: float | None = None,
     ) -> None:
         super().__init__()
         _check_preset(type(self).__name__, preset, tuple(self.PRESETS))
         default_hop, self.samples = self.PRESETS[preset] if preset is not None else (n_fft // 4, None)
+        if seconds is not None:
+            self.samples = round(seconds * sample_rate)
+            if self.samples < n_fft:
+                raise ValueError(
+                    f"avfast.data.LogPSD: seconds: expected at least {n_fft / sample_rate:g}, one frame, got {seconds}"
+                )
         self.preset, self.sample_rate, self.n_fft = preset, sample_rate, n_fft
         self.hop, self.eps = hop or default_hop, eps
         window = tukey_window(n_fft)

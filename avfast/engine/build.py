@@ -44,7 +44,7 @@ def build_accelerator(device: str, precision: str) -> Any:
 def build_method(config: TrainConfig) -> Method:
     """The method with its initial weights, a function of ``run.seed``."""
     seed_everything(config.run.seed)
-    return get_method(config.recipe)(config.method)
+    return get_method(config.recipe).build(config.method)
 
 
 def with_classes(config: TrainConfig, bundle: DataBundle) -> TrainConfig:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from avfast.errors import ConfigError
 from avfast.methods import Inputs
 from avfast.methods.base import ImageInputs
+from avfast.nn.pictures import IMAGENET_MEAN, IMAGENET_STD
 from avfast.ops._counter import content_key
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 FRONTENDS = {"log-mel": "LogMel", "kaldi-fbank": "KaldiFbank", "log-psd": "LogPSD"}
 
 

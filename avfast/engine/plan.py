@@ -169,7 +169,7 @@ def probe_step(config: TrainConfig, method: Method, device: torch.device) -> tup
             began = time.perf_counter()
             kept.clear()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = twin.validation_step(pipeline(batch)).loss
+                loss = twin.example_step(pipeline(batch)).loss
             loss.backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -153,9 +153,18 @@ class Method(nn.Module):
     """Named sets of dotted overrides, for instance the settings of the paper: ``{"paper": {"optim.lr":
     1e-3}}``."""
 
+    stages: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Of a recipe that trains in several runs: the values of ``Config.stage`` in their order, with dotted overrides of
+    each, which count where neither a preset nor the user says otherwise."""
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def build(cls, config: Any) -> Method:
+        """The method of a configuration; a recipe whose stages share nothing returns the class of its stage."""
+        return cls(config)
 
     @property
     def inputs(self) -> Inputs | ImageInputs:
@@ -170,6 +179,10 @@ class Method(nn.Module):
         """Loss of one held-out batch, in eval mode and without gradients; must not gather across
         processes."""
         return self.training_step(batch)
+
+    def example_step(self, batch: Batch) -> StepOutput:
+        """A step on a made-up batch, with its graph, by which a plan judges time and memory."""
+        return self.validation_step(batch)
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Encoder features before any projection head, ``{"audio": [B, C], "video": [B, C]}``, as probes

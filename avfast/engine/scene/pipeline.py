@@ -1,0 +1,224 @@
+"""``avfast pretrain --recipe sound2scene``: image encoder, localiser, generator, audio encoder; pictures from sounds.
+
+A stage is ``avfast pretrain`` of a recipe in a folder of its own, so each can be continued and has its report; what
+this module adds is their order, what one hands to the next, and one report of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avfast.data.commands import progress_bar
+from avfast.data.outputs import require_folder
+from avfast.engine.build import build_method
+from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.config import TrainConfig, parse_config
+from avfast.engine.demo_data import MADE, made_folder, make_data
+from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.scene.frames import extract_frames
+from avfast.engine.scene.targets import scene_targets
+from avfast.engine.sources import DataBundle, open_data
+from avfast.errors import ConfigError
+from avfast.methods import get_method
+from avfast.methods.base import ImageInputs, Method
+
+RECIPE, IMAGE_RECIPE = "sound2scene", "densecl"
+STAGES = ("image", "localiser", "generator", "audio")
+SHARES = {"image": 0.25, "localiser": 0.1, "generator": 0.45, "audio": 0.2}
+"""Of the budget; what a stage leaves goes to those after it."""
+
+
+@dataclass
+class Scene:
+    """A run of all stages: the request, the configuration the stages share, and the clips."""
+
+    request: Request
+    config: TrainConfig
+    data: str
+    bundle: DataBundle
+    say: Callable[[str], None]
+
+    @property
+    def out(self) -> Path:
+        return self.request.out
+
+    @property
+    def frames(self) -> Path:
+        return self.out / "frames"
+
+    @property
+    def targets(self) -> Path:
+        return self.out / "targets.safetensors"
+
+    @property
+    def visual(self) -> str:
+        """The image encoder: what the first stage exported, or what the user gave."""
+        own = self.out / "image" / "export" / "encoder"
+        return self.config.method.visual if Path(self.config.method.visual).is_dir() else str(own)
+
+    def stage_config(self, name: str) -> TrainConfig:
+        return parse_config(RECIPE, self.words(name), preset=self.request.preset, file=self.request.config_file)
+
+    def words(self, name: str) -> list[str]:
+        """The overrides of a stage: its own defaults, the user's for all stages and for this one, and what earlier
+        stages hand over; later words win."""
+        marks = tuple(f"{stage}:" for stage in STAGES)
+        own = [w.removeprefix(f"{name}:") for w in self.request.words if w.startswith(f"{name}:")]
+        if name == "image":
+            c = self.config
+            return [f"method.encoder={c.method.visual}", f"method.size={c.method.visual_size}", "run.control=false",
+                    f"run.seed={c.run.seed}", *own]  # fmt: skip
+        common = [w for w in self.request.words if not w.startswith(marks)]
+        preset = get_method(RECIPE).presets.get(self.request.preset or "", {})
+        defaults = get_method(RECIPE).stages[name]
+        words = [f"{key}={json.dumps(value)}" for key, value in defaults.items() if key not in preset]
+        words = [word.replace('"', "") for word in words]
+        given = [f"method.visual={self.visual}"] if Path(self.visual).is_dir() else []
+        if name == "audio" and self.targets.is_file():
+            given.append(f"method.targets={self.targets}")
+        return [*words, *common, *own, f"method.stage={name}", *given]
+
+
+def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path | None:
+    """Run the stages that are not finished and write one report; its path, or None after a dry run.
+
+    Args:
+        request: as of ``avfast pretrain``. ``out`` gets a folder per stage. A word ``generator:KEY=VALUE`` (or
+            ``image:``, ``localiser:``, ``audio:``) is for that stage alone; words without a mark are for all but the
+            image stage, whose recipe is another one.
+        say: receives lines for the person at the terminal.
+
+    Raises:
+        Interrupted: a signal came; the same command with ``--resume auto`` goes on where it was.
+        AvfastError: anything the user can change.
+    """
+    if request.resume not in (None, "auto"):
+        raise ConfigError(f"--resume: {RECIPE} continues its own stages with --resume auto, got '{request.resume}'")
+    require_folder(request.out, "--out")
+    marks = tuple(f"{stage}:" for stage in STAGES)
+    common = [w for w in request.words if not w.startswith(marks)]
+    config = parse_config(RECIPE, common, preset=request.preset, file=request.config_file)
+    for name in STAGES:  # a mistake in the last stage is found before the first one trains
+        own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
+        parse_config(IMAGE_RECIPE, own) if name == "image" else parse_config(RECIPE, [*common, *own])
+    began = time.monotonic()
+    method = get_method(RECIPE)(config.method)
+    if request.data in MADE and request.dry_run:
+        return _dry(request, config, say)
+    data = request.data
+    if data in MADE:
+        data = str(make_data(*made_folder(data, request.out, method.inputs), say))
+    scene = Scene(request, config, data, open_data(data, method.inputs), say)
+    if request.dry_run:
+        return _dry(request, config, say)
+    _extract(scene)
+    spent, left = 0.0, 1.0
+    for name in STAGES:
+        if name == "image" and Path(config.method.visual).is_dir():
+            say(f"stage image: left out, '{config.method.visual}' is a trained encoder")
+        else:
+            if name == "audio":
+                _targets(scene)
+            started = time.monotonic()
+            budget = None if request.budget is None else max(1.0, (request.budget - spent) * SHARES[name] / left)
+            _run(scene, name, budget)
+            spent += time.monotonic() - started
+        left -= SHARES[name]
+    _collect(scene)
+    from avfast.engine.scene.report import write_scene_report
+
+    report = write_scene_report(scene, seconds=time.monotonic() - began)
+    say(f"report of all stages: '{report}'")
+    return report
+
+
+def _dry(request: Request, config: TrainConfig, say: Callable[[str], None]) -> None:
+    say(f"{RECIPE}: stages {', '.join(STAGES)} in '{request.out}', in this order")
+    for name in STAGES:
+        share = "" if request.budget is None else f", {SHARES[name]:.0%} of the budget"
+        recipe = IMAGE_RECIPE if name == "image" else f"{RECIPE}, method.stage={name}"
+        say(f"  {name}: recipe {recipe}{share}")
+    c = config.method
+    say(f"  {c.frames} frames of every clip at {c.visual_size} pixels; generator {c.generator}; {c.frame_rule} frame")
+    say("dry run: nothing was written")
+
+
+def _extract(scene: Scene) -> None:
+    c = scene.config.method
+    size = ImageInputs(c.visual_size).source_size  # a little larger, so that crops have something to cut
+    with progress_bar("writing frames") as progress:
+        extract_frames(
+            scene.bundle, scene.frames, frames=c.frames, size=size, duration=c.duration, progress=progress
+        )  # fmt: skip
+    scene.say(f"frames in '{scene.frames}'")
+
+
+def _run(scene: Scene, name: str, budget: float | None) -> None:
+    """One stage, unless an earlier call finished it."""
+    request = scene.request
+    recipe = IMAGE_RECIPE if name == "image" else RECIPE
+    data = str(scene.frames) if name in ("image", "generator") else scene.data
+    own = dataclasses.replace(
+        request, recipe=recipe, data=data, out=scene.out / name, budget=budget, words=scene.words(name),
+        preset=None if name == "image" else request.preset,
+        config_file=None if name == "image" else request.config_file,
+    )  # fmt: skip
+    if request.resume == "auto" and _finished(own.out):
+        scene.say(f"stage {name}: finished before, in '{own.out}'")
+        return
+    scene.say(f"stage {name}")
+    pretrain(own, say=scene.say)
+
+
+def _finished(folder: Path) -> bool:
+    if not (folder / "results.json").is_file():
+        return False
+    state = load_checkpoint(folder / "checkpoints" / "last.pt")
+    return state["counters"]["step"] == state["config"]["steps"]
+
+
+def stage_method(scene: Scene, name: str, *, control: bool = False, untrained: bool = False) -> Method:
+    """The method of a finished stage in eval mode: its selected weights, those of its control, or its initial ones."""
+    method = build_method(scene.stage_config(name))
+    folder = scene.out / name / "control" if control else scene.out / name
+    if not untrained:
+        best, last = (folder / "checkpoints" / f"{which}.pt" for which in ("best", "last"))
+        # The control has no selection: pairs that are wrong in training are right in validation.
+        path = best if best.is_file() and not control else last
+        method.load_state_dict(load_checkpoint(path)["model"])
+    return method.eval()
+
+
+def _targets(scene: Scene) -> None:
+    method = stage_method(scene, "audio", untrained=True)
+    inputs = dataclasses.replace(method.inputs, frames=scene.config.method.frames)
+    localiser = stage_method(scene, "localiser").localiser
+    device = torch.device("cuda" if scene.request.device != "cpu" and torch.cuda.is_available() else "cpu")
+    scene_targets(
+        scene.targets, scene.bundle, inputs, method.image_encoder(), localiser, device=device, tell=scene.say
+    )  # fmt: skip
+
+
+def _collect(scene: Scene) -> None:
+    """``export/``: everything that turns a sound into a picture, in one folder."""
+    out = scene.out / "export"
+    facts: dict[str, Any] = {}
+    for stage, names in (("audio", ("audio_encoder", "audio_head")), ("generator", ("generator", "visual_encoder"))):
+        source = scene.out / stage / "export"
+        for name in names:
+            shutil.copytree(source / name, out / name, dirs_exist_ok=True)
+        facts = facts or json.loads((source / "avfast.json").read_text())
+    facts["modules"] = ["audio_encoder", "audio_head", "generator", "visual_encoder"]
+    facts["visual_size"] = scene.config.method.visual_size
+    facts["classes"] = list(scene.bundle.source.classes)
+    text = json.dumps(facts, indent=2) + "\n"
+    write_atomic(out / "avfast.json", lambda path: path.write_text(text))
