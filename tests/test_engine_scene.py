@@ -15,6 +15,8 @@ for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transform
 from avfast.cli import main  # noqa: E402
 from avfast.data.sources import MANIFEST  # noqa: E402
 from avfast.engine.checkpoint import load_checkpoint  # noqa: E402
+from avfast.engine.pretrain import Request  # noqa: E402
+from avfast.engine.pretrain import pretrain as pretrain_one  # noqa: E402
 from avfast.engine.scene.frames import extract_frames  # noqa: E402
 from avfast.engine.scene.localise import mosaics  # noqa: E402
 from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
@@ -25,7 +27,8 @@ from avfast.nn.scene_targets import SceneTargets  # noqa: E402
 
 TINY = ("method.frames=2", "method.visual_size=32", "method.visual=resnet-tiny", "method.duration=1",
         "data.batch_size=8", "image:data.batch_size=8", "image:method.group_size=4", "image:run.steps=3",
-        "localiser:run.steps=3", "generator:run.steps=4", "generator:run.save_every=2", "audio:run.steps=3")  # fmt: skip
+        "localiser:run.steps=3", "generator:run.steps=4", "generator:run.save_every=2",
+        "audio:run.steps=3")  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -222,9 +225,7 @@ def test_mosaics_hold_the_clip_where_the_box_says():
 
 
 def test_one_stage_by_name_needs_what_the_others_made(tmp_path):
-    from avfast.engine.pretrain import Request, pretrain as one
-
     request = Request("sound2scene", str(real_clips()), tmp_path / "x", words=["method.stage=audio", "run.steps=2",
                       "data.batch_size=8", "method.duration=1"], device="cpu")  # fmt: skip
     with pytest.raises(ConfigError, match="the audio stage needs the features of the frames"):
-        one(request, say=lambda line: None)
+        pretrain_one(request, say=lambda line: None)
