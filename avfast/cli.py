@@ -106,7 +106,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "demo-data", _demo_data, "write clips (or scenes with masks) made of free photographs, sounds and digits"
     )
     data.add_argument("dir", type=Path, metavar="DIR")
-    data.add_argument("--kind", choices=("clips", "labelled", "scenes"), default="clips")
+    data.add_argument("--kind", choices=("clips", "labelled", "cutaways", "scenes"), default="clips")
     data.add_argument("--clips", type=int, help="how many clips; 160, of labelled ones 320")
     data.add_argument("--images", type=int, help="how many scenes; 1200")
     data.add_argument("--seed", type=int, default=0)

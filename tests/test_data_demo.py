@@ -224,3 +224,22 @@ def test_labelled_clips_are_told_by_ear_or_by_eye(tmp_path):
         kind = KINDS[label]
         assert abs(np.mean([t.photo != label for t in takes]) - WRONG_PHOTO[kind]) < 0.03
         assert abs(np.mean([t.sound != label for t in takes]) - WRONG_SOUND[kind]) < 0.03
+
+
+def test_clips_that_cut_away_show_their_photograph_when_the_manifest_says(tmp_path):
+    from avfast.data.demo import make_cutaway_clips
+    from avfast.data.demo.clips import SECONDS
+    from avfast.data.demo.cutaways import SHARE
+
+    manifest = make_cutaway_clips(tmp_path / "a", clips=24, seed=1)
+    assert make_cutaway_clips(tmp_path / "a", clips=24, seed=1) == manifest, "a set that is there is kept"
+    plain = make_demo_clips(tmp_path / "b", clips=24, seed=1)
+    for cut, whole in zip(manifest["clips"], plain["clips"], strict=True):
+        start, end = cut["shown"]
+        assert end - start == pytest.approx(SHARE * SECONDS, abs=1e-3) and cut["label"] == whole["label"]
+        a, b = (read_all(tmp_path / f / c["path"], size=96, sample_rate=16000) for f, c in (("a", cut), ("b", whole)))
+        apart = (a.frames.float() - b.frames.float()).abs().mean(dim=(1, 2, 3))
+        inside = [i for i, t in enumerate(a.times) if start + 0.09 < t + 0.04 < end - 0.09]
+        outside = [i for i, t in enumerate(a.times) if not start - 0.09 < t + 0.04 < end + 0.09]
+        assert apart[inside].max() < apart[outside].min(), "the same pictures inside, others outside"
+    assert honesty_line(manifest).startswith("demo data: real pictures")

@@ -23,13 +23,15 @@ def demo_data_command(
     photos: str | Path | None = None,
     sounds: str | Path | None = None,
 ) -> int:
-    """Make a demonstration set and say what it is; returns 0. ``kind`` is ``"clips"``, ``"labelled"`` or ``"scenes"``.
+    """Make a demonstration set and say what it is; returns 0. ``kind`` is ``"clips"``, ``"labelled"``, ``"cutaways"``
+    or ``"scenes"``.
 
     Raises:
         AvfastError: see :func:`avfast.data.demo.make_demo_clips` and :func:`avfast.data.demo.make_scenes`; or an option
             of the other kind.
     """
-    from avfast.data.demo import honesty_line, make_demo_clips, make_labelled_clips, make_scenes
+    from avfast.data import demo
+    from avfast.data.demo import honesty_line, make_scenes
 
     if kind == "scenes":
         given = {"--clips": clips, "--faults": faults or None, "--photos": photos, "--sounds": sounds}
@@ -43,9 +45,12 @@ def demo_data_command(
         return 0
     if images is not None:
         raise ConfigError("--images belongs to --kind scenes")
-    if kind == "labelled" and faults:
+    if kind != "clips" and faults:
         raise ConfigError("--faults belongs to --kind clips")
-    make, options = (make_labelled_clips, {}) if kind == "labelled" else (make_demo_clips, {"faults": faults})
+    makers = {
+        "clips": demo.make_demo_clips, "labelled": demo.make_labelled_clips, "cutaways": demo.make_cutaway_clips
+    }  # fmt: skip
+    make, options = makers[kind], {"faults": faults} if kind == "clips" else {}
     if clips is not None:
         options["clips"] = clips
     with progress_bar("making clips") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avfast.data.frame_sampling import SAMPLINGS, middle, pictures_at, segment_times
 from avfast.data.keyed import KeyedDataset, UnusableClip
-from avfast.data.media import Clip, Decoded, MediaError, MediaFile, middle, read_all
+from avfast.data.media import Clip, Decoded, MediaError, MediaFile, read_all
 from avfast.data.randomness import Draws
 from avfast.data.sampler import EpochSampler
 from avfast.data.sources import ClipSource
@@ -21,7 +23,8 @@ class ClipDataset(KeyedDataset):
     """Samples of a :class:`ClipSource`, asked for by ``(epoch, index)``.
 
     A sample is a dictionary: ``frames`` uint8 ``[T, 3, H, W]`` RGB, ``waveform`` float32 ``[S]``, ``label``
-    (class number, -1 if none), ``index`` into the source, ``id`` (content hash) and ``errors``.
+    (class number, -1 if none), ``index`` into the source, ``id`` (content hash) and ``errors``. With ``frames=0``
+    it has no pictures, without ``sound`` no waveform; that stream is not decoded, and files need not have it.
 
     Training samples take a random time, a random resized crop and a random flip, the same for all frames of
     the clip, drawn from ``(seed, epoch, id)``. Evaluation samples take the middle of the file and of the
@@ -42,6 +45,11 @@ class ClipDataset(KeyedDataset):
         crop: ``"center"`` keeps the aspect, ``"squash"`` does not.
         crop_scale: range of the share of the picture that a training crop shows; ``(1, 1)`` turns it off.
         flip: probability of a horizontal flip.
+        sound: whether samples have a waveform.
+        sampling: ``"even"`` shows the centres of ``frames`` equal parts of a clip; ``"segments"``, in training, a
+            random picture of each part.
+        fps: pictures per second that ``sampling`` chooses from, as if the video had been stored at that rate; 0 for
+            all.
     """
 
     noun = "clips"
@@ -61,16 +69,28 @@ class ClipDataset(KeyedDataset):
         crop: str = "center",
         crop_scale: tuple[float, float] = (0.4, 1.0),
         flip: float = 0.5,
+        sound: bool = True,
+        sampling: str = "even",
+        fps: float = 0.0,
     ) -> None:
         super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache)
         where = "avfast.data.ClipDataset"
-        if frames < 1 or sample_rate < 1 or not duration > 0:
-            raise ValueError(f"{where}: frames, sample_rate and duration: expected positive numbers")
+        if frames < 0 or sample_rate < 1 or not duration > 0:
+            raise ValueError(f"{where}: frames, sample_rate and duration: expected positive numbers (frames may be 0)")
+        if not frames and not sound:
+            raise ValueError(f"{where}: frames, sound: expected pictures or sound, got neither")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"{where}: sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+        if not 0 <= fps < math.inf or (fps and pictures_at(duration, fps) < frames):
+            raise ValueError(
+                f"{where}: fps: expected 0, or {frames} pictures in {duration:g} s, got {fps:g} per second"
+            )
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"{where}: crop_scale: expected 0 < low <= high <= 1, got {crop_scale}")
         self.frames, self.duration, self.sample_rate = frames, duration, sample_rate
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.crop, self.crop_scale, self.flip = crop, crop_scale, flip
+        self.sound, self.sampling, self.fps = sound, sampling, fps
         self._decoded: dict[int, Decoded | MediaError] = {}
 
     @property
@@ -92,10 +112,12 @@ class ClipDataset(KeyedDataset):
         record = self.source.records[index]
         draws = Draws(self.seed, epoch, record.id) if self.train else None
         clip = self._clip(index, draws)
-        frames = clip.frames if draws is None else self._augment(clip.frames, draws)
-        return {
-            "frames": frames,
-            "waveform": clip.waveform,
+        found: dict[str, Any] = {}
+        if self.frames:
+            found["frames"] = clip.frames if draws is None else self._augment(clip.frames, draws)
+        if self.sound:
+            found["waveform"] = clip.waveform
+        return found | {
             "label": self._labels[index],
             "index": index,
             "id": record.id,
@@ -107,22 +129,32 @@ class ClipDataset(KeyedDataset):
             if isinstance(decoded, MediaError):
                 raise decoded
             start = self._start(decoded.duration, draws)
-            return decoded.cut(start=start, duration=self.duration, frames=self.frames)
+            return decoded.cut(start=start, duration=self.duration, frames=self.frames, times=self._times(start, draws))
         with MediaFile(self.source.records[index].path) as media:
-            window = (self._start(media.require_duration(), draws), self.duration, self.frames)
-            decoded = media.decode(size=self.read_size, sample_rate=self.sample_rate, crop=self.crop, window=window)
-        return decoded.cut(start=window[0], duration=self.duration, frames=self.frames)
+            start = self._start(media.require_duration(), draws)
+            times = self._times(start, draws)
+            decoded = media.decode(window=(start, self.duration, times), **self._reading)
+        return decoded.cut(start=start, duration=self.duration, frames=self.frames, times=times)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        return {"size": self.read_size, "sample_rate": self.sample_rate, "crop": self.crop,
+                "pictures": self.frames > 0, "sound": self.sound}  # fmt: skip
 
     def _start(self, total: float, draws: Draws | None) -> float:
         if draws is None:
             return middle(total, self.duration)
         return draws.uniform(0.0, max(total - self.duration, 0.0))
 
+    def _times(self, start: float, draws: Draws | None) -> list[float]:
+        own = draws if self.sampling == "segments" else None
+        return segment_times(start, self.duration, self.frames, fps=self.fps, draws=own)
+
     def _load(self, index: int) -> Decoded | MediaError:
         if index not in self._decoded:
             path = self.source.records[index].path
             try:
-                self._decoded[index] = read_all(path, size=self.read_size, sample_rate=self.sample_rate, crop=self.crop)
+                self._decoded[index] = read_all(path, **self._reading)
             except MediaError as error:
                 self._decoded[index] = error
         return self._decoded[index]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from avfast.data.converters import PictureSink, SoundSink, require_av
+from avfast.data.frame_sampling import frame_times, middle
 from avfast.errors import UnreadableFile
 
 # Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much
@@ -72,7 +74,9 @@ class Decoded:
     """A decoded stretch of a file, from which clips are cut without touching the file again.
 
     ``frames`` uint8 ``[F, 3, H, W]`` with their ``times``; ``waveform`` float32 ``[S]`` whose first sample is
-    at ``audio_start``; ``video_end`` is when the last picture leaves the screen. All times in seconds.
+    at ``audio_start``; ``video_end`` is when the last picture leaves the screen, ``audio_end`` when the sound
+    stops. All times in seconds. Of a stream that was not asked for there is nothing but its end (infinity if the
+    file has none).
     """
 
     path: str
@@ -81,21 +85,30 @@ class Decoded:
     video_end: float
     waveform: Tensor
     audio_start: float
+    audio_end: float
     sample_rate: int
+    has_pictures: bool = True
+    has_sound: bool = True
 
     @property
     def duration(self) -> float:
         """Seconds for which there are both pictures and sound, counted from the file's start."""
-        return min(self.video_end, self.audio_start + len(self.waveform) / self.sample_rate)
+        return min(self.video_end, self.audio_end)
 
-    def cut(self, *, start: float | None, duration: float, frames: int) -> Clip:
-        """The clip ``[start, start + duration)``; ``start=None`` is the middle.
+    def cut(self, *, start: float | None, duration: float, frames: int, times: Sequence[float] | None = None) -> Clip:
+        """The clip ``[start, start + duration)``; ``start=None`` is the middle. The pictures are those on screen at
+        ``times``, by default :func:`~avfast.data.frame_sampling.frame_times`.
 
         Raises:
             MediaError: more than a tenth of the interval is not there (cause ``too-short``).
         """
         start = middle(self.duration, duration) if start is None else start
-        targets = frame_times(start, duration, frames)
+        shown = self._pictures(start, duration, frame_times(start, duration, frames) if times is None else times)
+        return Clip(shown, self._sound(start, duration), start)
+
+    def _pictures(self, start: float, duration: float, targets: Sequence[float]) -> Tensor:
+        if not self.has_pictures or not targets:
+            return self.frames[:0]
         slack = (1 - MIN_COVERAGE) * duration
         if targets[0] < self.times[0] - slack or targets[-1] > self.video_end + slack:
             raise MediaError(
@@ -104,8 +117,11 @@ class Decoded:
                 f"has pictures from {self.times[0]:.2f} to {self.video_end:.2f} s, but {duration:g} s "
                 f"from {start:.2f} s on needs them from {targets[0]:.2f} to {targets[-1]:.2f}",
             )
-        picks = [max(bisect_right(self.times, t) - 1, 0) for t in targets]
+        return self.frames[[max(bisect_right(self.times, t) - 1, 0) for t in targets]]
 
+    def _sound(self, start: float, duration: float) -> Tensor:
+        if not self.has_sound:
+            return self.waveform
         wanted = round(duration * self.sample_rate)
         first = round((start - self.audio_start) * self.sample_rate)
         low, high = max(first, 0), min(first + wanted, len(self.waveform))
@@ -118,21 +134,7 @@ class Decoded:
             )
         waveform = torch.zeros(wanted)
         waveform[low - first : high - first] = self.waveform[low:high]
-        return Clip(self.frames[picks], waveform, start)
-
-
-def middle(total: float, duration: float) -> float:
-    """Where a clip of ``duration`` starts to sit in the middle of ``total`` seconds."""
-    return max((total - duration) / 2, 0.0)
-
-
-def frame_times(start: float, duration: float, frames: int) -> list[float]:
-    """The centres of ``frames`` equal parts of the interval.
-
-    >>> frame_times(1.0, 2.0, 2)
-    [1.5, 2.5]
-    """
-    return [start + (k + 0.5) * duration / frames for k in range(frames)]
+        return waveform
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -162,7 +164,7 @@ def read_clip(
         path: any container and codec that FFmpeg reads.
         start: seconds from the file's start; None takes the middle.
         duration: seconds.
-        frames: pictures per clip, the ones on screen at :func:`frame_times`.
+        frames: pictures per clip, the ones on screen at :func:`~avfast.data.frame_sampling.frame_times`.
         size: ``H = W`` or ``(H, W)`` of the pictures.
         sample_rate: of the waveform in Hz; the mean of all channels.
         crop: ``"center"`` keeps the aspect and cuts what stands over; ``"squash"`` fits the whole picture.
@@ -178,15 +180,24 @@ def read_clip(
     """
     with MediaFile(path) as media:
         start = middle(media.require_duration(), duration) if start is None else start
-        window = (start, duration, frames)
+        window = (start, duration, frame_times(start, duration, frames))
         decoded = media.decode(size=size, sample_rate=sample_rate, crop=crop, window=window)
     return decoded.cut(start=start, duration=duration, frames=frames)
 
 
-def read_all(path: str | Path, *, size: int | tuple[int, int], sample_rate: int, crop: str = "center") -> Decoded:
-    """Decode a whole file once; arguments and errors as for :func:`read_clip`."""
+def read_all(
+    path: str | Path,
+    *,
+    size: int | tuple[int, int],
+    sample_rate: int,
+    crop: str = "center",
+    pictures: bool = True,
+    sound: bool = True,
+) -> Decoded:
+    """Decode a whole file once; arguments and errors as for :func:`read_clip`, ``pictures`` and ``sound`` as for
+    :meth:`MediaFile.decode`."""
     with MediaFile(path) as media:
-        return media.decode(size=size, sample_rate=sample_rate, crop=crop)
+        return media.decode(size=size, sample_rate=sample_rate, crop=crop, pictures=pictures, sound=sound)
 
 
 class MediaFile:
@@ -260,14 +271,16 @@ class MediaFile:
         return end
 
     def _duration(self) -> float | None:
-        ends = [
-            float(((s.start_time or 0) + s.duration) * s.time_base) - self.origin
-            for s in (self.video, self.audio)
-            if s is not None and s.duration
-        ]
+        ends = [end for s in (self.video, self.audio) if (end := self._end(s)) is not None]
         if ends:
             return min(ends)
         return self._container.duration / self._av.time_base if self._container.duration else None
+
+    def _end(self, stream: Any) -> float | None:
+        """When a stream ends by its header; None if there is none or it does not say."""
+        if stream is None or not stream.duration:
+            return None
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self.origin
 
     def decode(
         self,
@@ -275,54 +288,78 @@ class MediaFile:
         size: int | tuple[int, int],
         sample_rate: int,
         crop: str = "center",
-        window: tuple[float, float, int] | None = None,
+        window: tuple[float, float, Sequence[float]] | None = None,
+        pictures: bool = True,
+        sound: bool = True,
     ) -> Decoded:
-        """Decode the whole file, or what a clip ``window = (start, duration, frames)`` needs of it."""
-        if self.video is None:
+        """Decode the whole file, or what a clip ``window = (start, duration, times of pictures)`` needs of it.
+
+        Without ``pictures`` (or ``sound``), that stream is not decoded, and the file need not have it.
+        """
+        if pictures and self.video is None:
             raise MediaError(self.path, "no-video", "has no video stream")
-        if self.audio is None:
+        if sound and self.audio is None:
             raise MediaError(self.path, "no-audio", "has no audio stream")
+        if not (pictures or sound):
+            raise ValueError("avfast.data.MediaFile.decode: pictures, sound: expected one of them at least")
+        wanted = (pictures, sound)
         try:
             if window is not None and window[0] > SEEK_FROM:
                 self._seek(window[0] - PREROLL)
-                decoded = self._decode(size, sample_rate, crop, window)
-                if decoded is not None and decoded.times[0] <= frame_times(*window)[0]:
+                decoded = self._decode(size, sample_rate, crop, window, wanted)
+                if decoded is not None and _covers(decoded, window):
                     return decoded
-                self._seek(0.0)  # the index led past the wanted pictures: read from the start instead
-            decoded = self._decode(size, sample_rate, crop, window)
+                self._seek(0.0)  # the index led past what is wanted: read from the start instead
+            decoded = self._decode(size, sample_rate, crop, window, wanted)
         except (self._av.FFmpegError, OSError) as error:
             raise _unreadable(self.path, error) from error
         if decoded is None:
-            raise MediaError(self.path, "too-short", "no picture or no sound could be decoded at the wanted time")
+            what = " or ".join(name for name, there in zip(("no picture", "no sound"), wanted, strict=True) if there)
+            raise MediaError(self.path, "too-short", f"{what} could be decoded at the wanted time")
         return decoded
 
     def _seek(self, seconds: float) -> None:
         self._container.seek(int(max(seconds + self.origin, 0.0) * self._av.time_base))
 
-    def _decode(self, size: Any, sample_rate: int, crop: str, window: Any) -> Decoded | None:
-        pictures = PictureSink(self._av, size, crop, frame_times(*window) if window else None)
+    def _decode(self, size: Any, sample_rate: int, crop: str, window: Any, wanted: tuple[bool, bool]) -> Decoded | None:
+        pictures = PictureSink(self._av, size, crop, window[2] if window else None)
         sound = SoundSink(self._av, sample_rate, window[0] + window[1] if window else math.inf)
-        sinks: dict[int, PictureSink | SoundSink] = {self.video.index: pictures, self.audio.index: sound}
-        for packet in self._container.demux(self.video, self.audio):
+        pairs = [(s, sink) for s, sink, w in zip((self.video, self.audio), (pictures, sound), wanted, strict=True) if w]
+        sinks: dict[int, PictureSink | SoundSink] = {stream.index: sink for stream, sink in pairs}
+        for packet in self._container.demux(*(stream for stream, _ in pairs)):
             sink = sinks[packet.stream.index]
             if not sink.done:
                 for frame in packet.decode():
                     if frame.time is not None:
                         sink.add(frame, frame.time - self.origin)
-            elif pictures.done and sound.done:
+            elif all(sink.done for sink in sinks.values()):
                 break
         sound.flush()
-        if not pictures.images or not sound.blocks:
+        if (wanted[0] and not pictures.images) or (wanted[1] and not sound.blocks):
             return None
+        shown = (
+            np.stack(pictures.images) if pictures.images else np.empty((0, pictures.height, pictures.width, 3), "u1")
+        )
+        heard = sound.join() if wanted[1] else np.empty(0, np.float32)
         return Decoded(
             path=self.path,
-            frames=torch.from_numpy(np.stack(pictures.images)).permute(0, 3, 1, 2).contiguous(),
+            frames=torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous(),
             times=tuple(pictures.times),
-            video_end=pictures.end,
-            waveform=torch.from_numpy(sound.join()),
-            audio_start=sound.start,
+            video_end=pictures.end if wanted[0] else self._end(self.video) or math.inf,
+            waveform=torch.from_numpy(heard),
+            audio_start=sound.start if wanted[1] else 0.0,
+            audio_end=sound.start + len(heard) / sample_rate if wanted[1] else self._end(self.audio) or math.inf,
             sample_rate=sample_rate,
+            has_pictures=wanted[0],
+            has_sound=wanted[1],
         )
+
+
+def _covers(decoded: Decoded, window: tuple[float, float, Sequence[float]]) -> bool:
+    """Whether reading began early enough."""
+    if decoded.has_pictures:
+        return decoded.times[0] <= window[2][0]
+    return decoded.audio_start <= window[0]
 
 
 def _is_cover(stream: Any) -> bool:

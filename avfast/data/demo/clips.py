@@ -72,12 +72,15 @@ def make_demo_clips(
 @dataclass(frozen=True)
 class Take:
     """What one clip shows and plays: classes of its photograph and of its sound, and noise added to them (of pixels
-    in 0 to 255, and of a waveform in -1 to 1, standard deviations)."""
+    in 0 to 255, and of a waveform in -1 to 1, standard deviations). Outside of ``shown``, shares of the clip's time, it
+    shows the photograph of class ``cutaway`` instead."""
 
     photo: int
     sound: int
     pixels: float = 0.0
     waveform: float = 0.0
+    cutaway: int | None = None
+    shown: tuple[float, float] = (0.0, 1.0)
 
 
 def as_paired(label: int, classes: int, rng: np.random.Generator) -> Take:
@@ -120,6 +123,10 @@ def write_set(
         path = root / "clips" / f"{number:04d}.mp4"
         waveform, boxes = _plan(photo, sound, np.random.default_rng([seed, label, take]))
         frames = _render(photo, boxes)
+        if chosen.cutaway is not None:
+            other = chosen_photos[chosen.cutaway]
+            _, elsewhere = _plan(other, sound, np.random.default_rng([seed, label, take, 2]))
+            frames = _cut_away(frames, _render(other, elsewhere), chosen.shown)
         if chosen.pixels:
             frames = np.clip(frames + noise.normal(0, chosen.pixels, frames.shape), 0, 255).astype(np.uint8)
         if chosen.waveform:
@@ -138,6 +145,7 @@ def write_set(
                 "sha256": file_sha256(path),
                 "content": content_hash(path),
             }
+            | ({} if chosen.cutaway is None else {"shown": [round(t * SECONDS, 4) for t in chosen.shown]})
         )
         if progress is not None:
             progress(number + 1, clips)
@@ -250,6 +258,13 @@ def _render(photo: Photo, boxes: np.ndarray) -> np.ndarray:
         align_corners=False,
     )
     return frames.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _cut_away(frames: np.ndarray, other: np.ndarray, shown: tuple[float, float]) -> np.ndarray:
+    """`frames` while `shown`, `other` before and after."""
+    time = (np.arange(len(frames)) + 0.5) / len(frames)
+    own = (time >= shown[0]) & (time < shown[1])
+    return np.where(own[:, None, None, None], frames, other)
 
 
 def _credit(item: Photo | Sound) -> dict[str, str]:
