@@ -274,6 +274,20 @@ def test_compiles(correlation):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_where_values_are_the_keys(dynamic):
+    q, k, _ = (x.requires_grad_() for x in inputs())
+
+    def function(q, k):
+        return sum(x.square().sum() for x in avfast.correlate(q, k, k, correlation="lse"))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for a, b in zip(
+        torch.autograd.grad(compiled(q, k), (q, k)), torch.autograd.grad(function(q, k), (q, k)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 Q, K = torch.ones(2, 3, 4, 5), torch.ones(2, 6, 7, 4, 5)
 
 
