@@ -278,6 +278,17 @@ def test_mistakes_are_named(change):
         rotated_box_bce(given.pop("logits"), given.pop("boxes"), **given)
 
 
+def test_exemplars_are_not_yet_boxes():
+    exemplars = avfast.sample_exemplars(2, count=3, generator=0)
+    words = r"boxes: expected a tensor \[M, 5\], as exemplars.boxes.flatten\(0, 1\) is, got Exemplars"
+    with pytest.raises(TypeError, match=words):
+        rotated_box_mask(exemplars, size=4, source_size=SIDE)
+    with pytest.raises(TypeError, match=words):
+        rotated_box_bce(torch.ones(6, 1, 5, 5), exemplars, size=40, source_size=SIDE)
+    boxes = exemplars.boxes.flatten(0, 1)
+    assert rotated_box_mask(boxes, size=4, source_size=224).shape == (6, 4, 4)
+
+
 def test_a_mask_has_no_mask():
     with pytest.raises(TypeError, match="^avfast.rotated_box_mask: boxes: expected a floating-point tensor, got"):
         rotated_box_mask(torch.ones(2, 4, 4, dtype=torch.uint8), size=4, source_size=4)

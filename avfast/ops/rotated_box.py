@@ -8,6 +8,7 @@ from torch import Tensor
 from ..reference import map_loss as reference
 from . import _check, _layout, _registry
 from ._double import own_nodes, wanted_gradients
+from .sample_exemplars import Exemplars
 
 Size = int | tuple[int, int]
 
@@ -119,6 +120,8 @@ def _size(name: str, size: object) -> tuple[int, int]:
 
 
 def _check_boxes(name: str, boxes: object) -> None:
+    if isinstance(boxes, Exemplars):
+        _check.fail(name, "boxes", "a tensor [M, 5], as exemplars.boxes.flatten(0, 1) is", "Exemplars", TypeError)
     _check.floating(name, "boxes", boxes)
     if boxes.dtype not in (torch.float32, torch.float64):
         _check.fail(name, "boxes", "float32 or float64", boxes.dtype, TypeError)

@@ -47,8 +47,9 @@ def upsample_cross_entropy(
         computed with plain PyTorch.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or option; on the CPU also a class out of range, which makes
-            its pixel NaN in the Triton kernel.
+        TypeError, ValueError: wrong dtype, shape, device or option.
+        RuntimeError, ValueError: on the CPU, a class out of range, from the compiled kernel or the reference; the
+            Triton kernel makes the pixel NaN.
 
     >>> logits = torch.tensor([[[[4.0, 0.0]], [[0.0, 4.0]]]])  # [B=1, C=2, h=1, w=2]
     >>> target = torch.tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
