@@ -39,6 +39,7 @@ def test_it_is_a_recipe():
         assert (config.size, config.context, config.exemplar, config.count) == (224, 160, 64, 6)
         assert (config.decoder_dim, config.decoder_heads, config.momentum) == (512, 16, 0.99)
         assert (tuple(config.angle), config.contrastive_weight, config.freeze_patches) == ((-45, 45), 0, True)
+        assert (config.compat, preset["optim.clip_norm"]) == (("released", 0) if name == "released" else ("none", 1))
 
 
 # ------------------------------------------------------------------------------------------- the formulas
