@@ -103,34 +103,24 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     """
     if request.resume not in (None, "auto"):
         raise ConfigError(f"--resume: {RECIPE} continues its own stages with --resume auto, got '{request.resume}'")
-    require_folder(request.out, "--out")
-    marks = tuple(f"{stage}:" for stage in STAGES)
-    common = [w for w in request.words if not w.startswith(marks)]
-    config = parse_config(RECIPE, common, preset=request.preset, file=request.config_file)
-    for name in STAGES:  # a mistake in the last stage is found before the first one trains
-        own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
-        parse_config(IMAGE_RECIPE, own) if name == "image" else parse_config(RECIPE, [*common, *own])
+    config = _config(request)
     began = time.monotonic()
-    method = get_method(RECIPE)(config.method)
     if request.data in MADE and request.dry_run:
         return _dry(request, config, say)
-    data = request.data
-    if data in MADE:
-        data = str(make_data(*made_folder(data, request.out, method.inputs), say))
-    scene = Scene(request, config, data, open_data(data, method.inputs), say)
+    scene = open_scene(request, say)
     if request.dry_run:
         return _dry(request, config, say)
-    _extract(scene)
+    write_frames(scene)
     spent, left = 0.0, 1.0
     for name in STAGES:
         if name == "image" and Path(config.method.visual).is_dir():
             say(f"stage image: left out, '{config.method.visual}' is a trained encoder")
         else:
             if name == "audio":
-                _targets(scene)
+                write_targets(scene)
             started = time.monotonic()
             budget = None if request.budget is None else max(1.0, (request.budget - spent) * SHARES[name] / left)
-            _run(scene, name, budget)
+            run_stage(scene, name, budget)
             spent += time.monotonic() - started
         left -= SHARES[name]
     _collect(scene)
@@ -139,6 +129,29 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     report = write_scene_report(scene, seconds=time.monotonic() - began)
     say(f"report of all stages: '{report}'")
     return report
+
+
+def open_scene(request: Request, say: Callable[[str], None]) -> Scene:
+    """The configuration checked for all stages, and the clips, made here where ``request.data`` names a made set."""
+    config = _config(request)
+    inputs = get_method(RECIPE)(config.method).inputs
+    data = request.data
+    if data in MADE:
+        data = str(make_data(*made_folder(data, request.out, inputs), say))
+    return Scene(request, config, data, open_data(data, inputs), say)
+
+
+def _config(request: Request) -> TrainConfig:
+    """What the stages share; a mistake in the last stage is found before the first one trains."""
+    require_folder(request.out, "--out")
+    marks = tuple(f"{stage}:" for stage in STAGES)
+    common = [w for w in request.words if not w.startswith(marks)]
+    config = parse_config(RECIPE, common, preset=request.preset, file=request.config_file)
+    for name in STAGES:
+        own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
+        parse_config(IMAGE_RECIPE, own) if name == "image" else parse_config(RECIPE, [*common, *own])
+    get_method(RECIPE)(config.method)  # values that no network can have
+    return config
 
 
 def _dry(request: Request, config: TrainConfig, say: Callable[[str], None]) -> None:
@@ -152,7 +165,7 @@ def _dry(request: Request, config: TrainConfig, say: Callable[[str], None]) -> N
     say("dry run: nothing was written")
 
 
-def _extract(scene: Scene) -> None:
+def write_frames(scene: Scene) -> None:
     c = scene.config.method
     size = ImageInputs(c.visual_size).source_size  # a little larger, so that crops have something to cut
     with progress_bar("writing frames") as progress:
@@ -162,7 +175,7 @@ def _extract(scene: Scene) -> None:
     scene.say(f"frames in '{scene.frames}'")
 
 
-def _run(scene: Scene, name: str, budget: float | None) -> None:
+def run_stage(scene: Scene, name: str, budget: float | None = None) -> None:
     """One stage, unless an earlier call finished it."""
     request = scene.request
     recipe = IMAGE_RECIPE if name == "image" else RECIPE
@@ -198,7 +211,7 @@ def stage_method(scene: Scene, name: str, *, control: bool = False, untrained: b
     return method.eval()
 
 
-def _targets(scene: Scene) -> None:
+def write_targets(scene: Scene) -> None:
     method = stage_method(scene, "audio", untrained=True)
     inputs = dataclasses.replace(method.inputs, frames=scene.config.method.frames)
     localiser = stage_method(scene, "localiser").localiser
