@@ -103,20 +103,17 @@ def test_the_negatives_gradient_survives_bf16_where_a_vocabulary_filter_drops_it
     tiles below that threshold return no negative gradient at all."""
     if reason := why_not("cpp[avx512]"):
         pytest.skip(reason)
-    q, k, queue = inputs(49, 128, 65536, torch.bfloat16)
-    args = [x.double() for x in (q, k, queue)]
-    rows, keys = F.normalize(args[0], dim=1), F.normalize(args[1], dim=1)
+    q, k, queue = (F.normalize(x, dim=1).to(torch.bfloat16) for x in inputs(49, 128, 65536))
+    rows, keys, negatives = (x.double() for x in (q, k, queue))
     *_, dq = torch.ops.avfast.queue_nce_fwd(q[..., None], k[..., None], queue, None, 0.2, False, True)
-    unnormalised = (args[0] @ args[2].T / 0.2, (args[0] * args[1]).sum(1) / 0.2)
-    p = torch.softmax(torch.cat([unnormalised[1][:, None], unnormalised[0]], 1), 1)[:, 1:]
-    exact = p @ args[2] / 0.2
-    negative = dq[..., 0].double() + p.sum(1, keepdim=True) * args[1] / 0.2
+    positive = (rows * keys).sum(1, keepdim=True)
+    p = torch.softmax(torch.cat([positive, rows @ negatives.T], 1) / 0.2, 1)[:, 1:]
+    exact = p @ negatives / 0.2
+    negative = dq[..., 0].double() + p.sum(1, keepdim=True) * keys / 0.2
     assert relative_error(negative, exact) < 0.01
 
-    probabilities = torch.softmax(rows @ args[2].T / 0.2, 1)
-    tiles = F.max_pool2d(probabilities[None, None], (49, 128), stride=(49, 128))[0, 0]
+    tiles = F.max_pool2d(p[None, None], (49, 128), stride=(49, 128))[0, 0]
     assert (tiles < 2**-12).all(), "the filter would have kept something: the comparison shows nothing"
-    assert keys.shape == rows.shape
 
 
 def test_transposed_queue_and_strided_rows(way):
@@ -179,17 +176,22 @@ def test_backward_twice_gives_the_same(way):
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("learn", ["queries", "all"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_compiles_without_a_graph_break(reduction):
-    q, k, queue = inputs(6, 16, 50)
+def test_compiles_without_a_graph_break(reduction, learn):
+    """With keys that learn too (both views through one network, against a bank), and a queue that learns."""
+    torch.compiler.reset()
+    tensors = inputs(6, 16, 50)
     compiled = torch.compile(queue_info_nce, fullgraph=True, backend="aot_eager", dynamic=True)
     for n in (6, 4):
-        a, b = (q[:n].clone().requires_grad_() for _ in range(2))
-        expected, result = (f(x, k[:n], queue, reduction=reduction) for f, x in ((queue_info_nce, a), (compiled, b)))
-        assert torch.equal(expected, result)
-        expected.sum().backward()
-        result.sum().backward()
-        assert torch.equal(a.grad, b.grad)
+        gradients = []
+        for f in (queue_info_nce, compiled):
+            q, k, queue = (x.clone().requires_grad_(i == 0 or learn == "all") for i, x in enumerate(tensors))
+            loss = f(q[:n], k[:n], queue, reduction=reduction)
+            loss.sum().backward()
+            gradients.append([loss, *(x.grad for x in (q, k, queue) if x.requires_grad)])
+        for expected, result in zip(*gradients, strict=True):
+            assert torch.equal(expected, result)
 
 
 def test_under_autocast_sums_stay_wide():

@@ -84,7 +84,9 @@ def queue_info_nce(
 def check_queue(name: str, queue: Tensor, q: Tensor, width: int) -> None:
     _check.floating(name, "queue", queue)
     if queue.dim() != 2 or queue.shape[1] != width:
-        _check.fail(name, "queue", f"shape [K, {width}]", tuple(queue.shape))
+        turned = queue.dim() == 2 and queue.shape[0] == width
+        hint = " (give a [D, K] buffer as its transpose, which costs nothing)" if turned else ""
+        _check.fail(name, "queue", f"shape [K, {width}]{hint}", tuple(queue.shape))
     if queue.device != q.device:
         _check.fail(name, "queue", f"a tensor on {q.device}", queue.device)
 
@@ -134,17 +136,12 @@ class _QueueNce(torch.autograd.Function):
             found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
             return (*(next(found) if needed else None for needed in (needs_q, needs_k, needs_queue)), None, None, None)
         grad_q = (dq * grad.unsqueeze(1)).to(q.dtype) if needs_q else None
-        grad_k = _key_gradient(grad, q, k, match, positive, lse, temperature, normalize) if needs_k else None
+        grad_k = None
+        if needs_k:  # through the positive alone, whose share of the softmax is exp(positive - lse)
+            weights = grad * torch.expm1(positive - lse)
+            grad_k = reference.queue_nce_backward_keys(weights, q, k, match, temperature, normalize)
         grad_queue = _backward_queue(grad, q, queue, lse, match, temperature, normalize) if needs_queue else None
         return grad_q, grad_k, grad_queue, None, None, None
-
-
-def _key_gradient(grad, q, k, match, positive, lse, temperature, normalize) -> Tensor:
-    """Through the positive alone: -(1 - p+) q / temperature, added up over the queries that share a key."""
-    with torch.enable_grad():
-        leaf = k.detach().requires_grad_()
-        logits = reference.positive_logits(q.detach(), leaf, match, temperature, normalize)
-    return torch.autograd.grad(logits, leaf, grad * torch.expm1(positive - lse))[0]
 
 
 def _fake_forward(q, k, queue, match, temperature, normalize, need_grad):

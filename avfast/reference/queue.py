@@ -28,10 +28,11 @@ def _positives(q: Tensor, k: Tensor, match: Tensor | None, normalize: bool) -> t
     return rows, keys.gather(1, index), match >= 0
 
 
-def positive_logits(q: Tensor, k: Tensor, match: Tensor | None, temperature: float, normalize: bool) -> Tensor:
-    """Logit of each query's positive [B, S], 0 for rows that do not count; differentiable."""
-    rows, keys, counts = _positives(q, k, match, normalize)
-    return torch.where(counts, (rows * keys).sum(2) / temperature, 0.0)
+def _through_unit(gradient: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    """Gradient [B, S, D] of unit ``rows`` of x [B, D, S] as one of x itself, with the clamp of ``F.normalize``."""
+    norm = x.movedim(1, 2).to(rows.dtype).norm(dim=2, keepdim=True)
+    along = torch.where(norm > 1e-12, (gradient * rows).sum(2, keepdim=True), 0.0)
+    return (gradient - along * rows) / norm.clamp_min(1e-12)
 
 
 def queue_nce(
@@ -61,11 +62,28 @@ def queue_nce_forward(
     p = (rows @ wide.T / temperature - lse[:, :, None]).exp()
     g = (p @ wide - p.sum(2, keepdim=True) * keys) / temperature
     if normalize:
-        norm = q.movedim(1, 2).to(rows.dtype).norm(dim=2, keepdim=True)
-        along = torch.where(norm > 1e-12, (g * rows).sum(2, keepdim=True), 0.0)
-        g = (g - along * rows) / norm.clamp_min(1e-12)
+        g = _through_unit(g, rows, q)
     g = torch.where(counts[:, :, None], g, 0.0)
     return loss, positive, lse, g.movedim(2, 1).contiguous()
+
+
+def queue_nce_backward_keys(
+    weights: Tensor, q: Tensor, k: Tensor, match: Tensor | None, temperature: float, normalize: bool
+) -> Tensor:
+    """Gradient of ``sum(weights * positive logit)``, weights [B, S], with respect to k [B, D, L].
+
+    Each key collects from the queries that share it.
+    """
+    rows, keys = _rows(q, normalize), _rows(k, normalize)
+    if keys.shape[1] == 0:
+        return torch.zeros_like(k)
+    g = rows * (weights / temperature)[:, :, None]
+    if match is not None:
+        g = torch.where((match >= 0)[:, :, None], g, 0.0)
+        g = torch.zeros_like(keys).scatter_add(1, match.clamp_min(0)[:, :, None].expand_as(g), g)
+    if normalize:
+        g = _through_unit(g, keys, k)
+    return g.movedim(2, 1).to(k.dtype)
 
 
 def queue_nce_backward_queue(
