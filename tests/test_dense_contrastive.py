@@ -65,6 +65,8 @@ def test_match_by_features_is_dense_match():
     by_features = avfast.dense_contrastive(q, k, negatives(), "feature", feat_q=feat_q, feat_k=feat_k)
     index = avfast.dense_match(feat_q, feat_k).index
     assert torch.equal(by_features, avfast.dense_contrastive(q, k, negatives(), index))
+    as_given = avfast.dense_contrastive(q, k, negatives(), avfast.dense_match(feat_q, feat_k))
+    assert torch.equal(by_features, as_given)
 
 
 def test_no_gradient_through_the_match():
@@ -115,31 +117,40 @@ def test_second_order():
 
 
 def test_compiles_whole():
+    """Forward, and backward to queries, keys and queue."""
     torch.compiler.reset()
-    q, k = maps(torch.float32)
+    tensors = [*maps(torch.float32), negatives(torch.float32)]
     feat_q, feat_k = maps(torch.float32, channels=11, seed=5)
 
-    queue = negatives(torch.float32)
-
-    def loss(q, k, feat_q, feat_k):
+    def loss(q, k, queue):
         return avfast.dense_contrastive(q, k, queue, "feature", feat_q=feat_q, feat_k=feat_k)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, k, feat_q, feat_k), loss(q, k, feat_q, feat_k))
+    found = []
+    for f in (loss, compiled):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        value = f(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves)])
+    for expected, result in zip(*found, strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 Q, QUEUE, INDEX = torch.ones(B, D, H * W), torch.ones(K, D), torch.zeros(B, H * W, dtype=torch.int64)
 MISTAKES = {
     "q: expected shape [B, D, *S], got (2, 6)": (Q[..., 0], Q, QUEUE, INDEX),
     "k: expected shape [2, 6, *S] torch.float32 on cpu, got (1, 6, 12) torch.float32 on cpu": (Q, Q[:1], QUEUE, INDEX),
-    "queue: expected shape [K, 6], got (6, 20)": (Q, Q, QUEUE.T, INDEX),
-    "match: expected one of 'feature', got 'colour'": (Q, Q, QUEUE, "colour"),
+    "queue: expected shape [K, 6], got (20, 7)": (Q, Q, torch.ones(K, D + 1), INDEX),
+    "queue: expected shape [K, 6] (give a [D, K] buffer as its transpose, which costs nothing), got (6, 20)": (
+        Q, Q, QUEUE.T, INDEX),
+    "match: expected 'feature', or the correspondence that geometric_match or random_match gives, got 'geometry'": (
+        Q, Q, QUEUE, "geometry"),
     "feat_q: expected a tensor, got NoneType": (Q, Q, QUEUE, "feature"),
-    "match: expected int64 indices, a Correspondence, or 'feature', got NoneType": (Q, Q, QUEUE, None),
+    "match: expected int64 indices, a Correspondence, a DenseMatch, or 'feature', got NoneType": (Q, Q, QUEUE, None),
     "match: expected a tensor of torch.int64, got torch.int32": (Q, Q, QUEUE, INDEX.int()),
     "match: expected shape [2, 12], got (2, 11)": (Q, Q, QUEUE, INDEX[:, 1:]),
     "match.valid: expected a tensor of torch.bool, got torch.int64": (Q, Q, QUEUE, Correspondence(INDEX, INDEX)),
-}
+    "match: expected positions below 12, those of k, got 12": (Q, Q, QUEUE, INDEX + H * W),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", MISTAKES)
@@ -149,9 +160,24 @@ def test_mistakes_are_named(message):
     assert str(caught.value) == f"avfast.dense_contrastive: {message}"
 
 
-def test_an_index_outside_the_key_map_is_refused():
-    with pytest.raises((IndexError, ValueError, RuntimeError), match="match|index"):
-        avfast.dense_contrastive(Q, Q, QUEUE, INDEX + H * W)
+def test_an_index_outside_the_key_map_does_no_harm_where_it_is_left_out():
+    valid = torch.ones_like(INDEX, dtype=torch.bool)
+    valid[0, 0] = False
+    far = INDEX.clone()
+    far[0, 0] = H * W
+    expected = avfast.dense_contrastive(Q, Q, QUEUE, torch.where(valid, INDEX, -1))
+    assert torch.equal(avfast.dense_contrastive(Q, Q, QUEUE, Correspondence(far, valid)), expected)
+
+
+def test_vmap_equals_a_loop():
+    """Pairs of images one by one; indices have no one value there, so they are not looked at."""
+    (q, k), queue = maps(torch.float32), negatives(torch.float32)
+
+    def loss(q, k, match):
+        return avfast.dense_contrastive(q[None], k[None], queue, match[None])
+
+    expected = torch.stack([loss(*each) for each in zip(q, k, indices(), strict=True)])
+    torch.testing.assert_close(torch.func.vmap(loss)(q, k, indices()), expected)
 
 
 def test_maps_only_where_features_are_matched():

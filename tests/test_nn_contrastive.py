@@ -102,6 +102,12 @@ def test_a_temperature_learns_and_is_saved():
     assert other(a, b).item() == module(a, b).item()
 
 
+def test_a_learned_temperature_is_printed(recwarn):
+    module = modules.NTXent(0.07, learnable_temperature=True)
+    assert repr(module).startswith("NTXent(temperature=0.07 (learned), normalize=True")
+    assert not recwarn.list
+
+
 def test_the_bound_holds_and_lets_go():
     """Below the bound the loss is that of the bound, and the gradient still says which way."""
     module = modules.InfoNCE(0.05, learnable_temperature=True, min_temperature=0.01)

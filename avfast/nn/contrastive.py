@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import _check
 from ..ops.dense_contrastive import Correspondence, dense_contrastive
+from ..ops.dense_match import DenseMatch
 from ..ops.info_nce import info_nce
 from ..ops.nt_xent import nt_xent
 from ..ops.queue_info_nce import QueueLoss, queue_info_nce
@@ -60,7 +61,8 @@ class _Tempered(_Contrastive):
 
     def extra_repr(self) -> str:
         learned = self.log_temperature is not None
-        temperature = f"temperature={float(self.temperature):.4g}{' (learned)' if learned else ''}"
+        value = self.temperature.item() if learned else self.fixed_temperature
+        temperature = f"temperature={value:.4g}{' (learned)' if learned else ''}"
         return ", ".join(filter(None, (temperature, super().extra_repr())))
 
 
@@ -273,7 +275,7 @@ class DenseContrastive(_Contrastive):
         q: Tensor,
         k: Tensor,
         queue: Tensor,
-        match: Tensor | Correspondence | str,
+        match: Tensor | Correspondence | DenseMatch | str,
         *,
         feat_q: Tensor | None = None,
         feat_k: Tensor | None = None,

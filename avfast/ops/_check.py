@@ -39,8 +39,11 @@ def number(op: str, argument: str, value: object, *, above: float = -math.inf, a
 
 
 def readable(x: Tensor) -> bool:
-    """Whether values may be looked at: elsewhere the host would wait for the device, or a graph would break."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values may be looked at: elsewhere the host would wait for the device, a graph would break, or there is
+    no one value (under ``torch.func`` transforms and in fake tensors)."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def vector(op: str, argument: str, x: object, length: int, like: Tensor) -> None:

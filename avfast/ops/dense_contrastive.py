@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check, queue_info_nce
-from .dense_match import dense_match
+from .dense_match import DenseMatch, dense_match
 from .queue_info_nce import QueueLoss, check_queue
 
 
@@ -31,7 +31,7 @@ def dense_contrastive(
     q: Tensor,
     k: Tensor,
     queue: Tensor,
-    match: Tensor | Correspondence | str,
+    match: Tensor | Correspondence | DenseMatch | str,
     *,
     feat_q: Tensor | None = None,
     feat_k: Tensor | None = None,
@@ -53,8 +53,9 @@ def dense_contrastive(
         k: keys ``[B, D, *S']``, of the same dtype.
         queue: negatives ``[K, D]``, rows of unit length; see :func:`queue_info_nce`.
         match: int64 ``[B, S]`` (or ``[B, *S]``) positions in the flattened key map, negative where a query has no
-            counterpart; or a :class:`Correspondence`; or ``"feature"``: the most similar position of the backbone's
-            maps ``feat_q`` and ``feat_k`` (:func:`dense_match`).
+            counterpart; or a :class:`Correspondence` (:func:`avfast.geometric_match` of the crops,
+            :func:`avfast.random_match`) or what :func:`dense_match` gave; or ``"feature"``: the most similar position
+            of the backbone's maps ``feat_q`` and ``feat_k`` (:func:`dense_match`).
         feat_q, feat_k: ``[B, C, *S]``, ``[B, C, *S']``; only for ``match="feature"``.
         temperature: positive number.
         normalize: scale ``q`` and ``k`` to unit length over D first.
@@ -65,7 +66,8 @@ def dense_contrastive(
     The gradient flows to ``q``, and to ``k`` and ``queue`` where they require it; never through the match.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device, option, temperature, or an index outside the key map.
+        TypeError, ValueError: wrong dtype, shape, device, option, temperature, or an index outside the key map (looked
+            for on the CPU only).
 
     >>> q = torch.eye(2).expand(1, 2, 2)  # [B=1, D=2, S=2]
     >>> round(dense_contrastive(q, q, -torch.eye(2), torch.tensor([[0, 1]]), temperature=1.0).item(), 4)
@@ -98,7 +100,9 @@ def dense_contrastive(
 def _index(name: str, match, q: Tensor, k: Tensor, feat_q: Tensor | None, feat_k: Tensor | None) -> Tensor:
     """Positions [B, S], negative where a query has no counterpart."""
     if isinstance(match, str):
-        _check.one_of(name, "match", match, ("feature",))
+        if match != "feature":
+            expected = "'feature', or the correspondence that geometric_match or random_match gives"
+            _check.fail(name, "match", expected, repr(match))
         maps = []
         for argument, x, like in (("feat_q", feat_q, q), ("feat_k", feat_k, k)):
             _check.floating(name, argument, x)
@@ -112,8 +116,10 @@ def _index(name: str, match, q: Tensor, k: Tensor, feat_q: Tensor | None, feat_k
     valid = None
     if isinstance(match, Correspondence):
         match, valid = match
+    elif isinstance(match, DenseMatch):
+        match = match.index
     if not isinstance(match, Tensor):
-        expected = "int64 indices, a Correspondence, or 'feature'"
+        expected = "int64 indices, a Correspondence, a DenseMatch, or 'feature'"
         _check.fail(name, "match", expected, type(match).__name__, TypeError)
     for argument, x, dtype in (("match", match, torch.int64), ("match.valid", valid, torch.bool)):
         if x is None:
@@ -125,4 +131,8 @@ def _index(name: str, match, q: Tensor, k: Tensor, feat_q: Tensor | None, feat_k
         if x.device != q.device:
             _check.fail(name, argument, f"a tensor on {q.device}", x.device)
     index = match.flatten(1)
-    return index if valid is None else torch.where(valid.flatten(1), index, -1)
+    if valid is not None:
+        index = torch.where(valid.flatten(1), index, -1)
+    if index.numel() and _check.readable(index) and int(index.max()) >= k.shape[2]:
+        _check.fail(name, "match", f"positions below {k.shape[2]}, those of k", int(index.max()))
+    return index
