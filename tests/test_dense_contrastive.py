@@ -59,6 +59,40 @@ def test_other_types_and_layouts(dtype, layout):
         assert x.grad.dtype == dtype and relative_error(x.grad.flatten(2), y.grad) < max(3e-6, 2 * eps)
 
 
+@pytest.fixture(scope="module")
+def at_spec_shape():
+    """Numbers that every type holds, at the shape of DenseCL's spec (section A.8): 32 images of 49 cells, 65,536 keys.
+
+    With them the mean loss over three of the images, and its gradients, in float64.
+    """
+    g, weighed = torch.Generator().manual_seed(7), [0, 13, 31]
+
+    def coarse(x: torch.Tensor, step: float) -> torch.Tensor:
+        return (x / step).round().clamp(-127, 127) * step
+
+    q, k = (coarse(torch.randn(32, 128, 49, generator=g), 1 / 32) for _ in range(2))
+    queue = coarse(F.normalize(torch.randn(65536, 128, generator=g), dim=1), 1 / 256)
+    match = torch.randint(-1, 49, (32, 49), generator=g)
+    leaves = [x.double().requires_grad_() for x in (q[weighed], k[weighed], queue)]
+    loss = plain.dense_contrastive(*leaves, match[weighed])
+    return (q, k, queue), match, weighed, loss.detach(), torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_value_and_every_gradient_at_the_shape_of_the_spec(at_spec_shape, dtype):
+    tensors, match, weighed, exact_loss, exact = at_spec_shape
+    leaves = [x.to(dtype).requires_grad_() for x in tensors]
+    rows = avfast.dense_contrastive(*leaves, match, reduction="none")
+    loss = rows[weighed].sum() / (match[weighed] >= 0).sum()
+    scale = 2.0**12  # a queue of 65,536 gets gradients of 1e-7, which float16 holds as a gradient scaler leaves them
+    found = torch.autograd.grad(scale * loss, leaves)
+    eps = torch.finfo(dtype).eps
+    assert relative_error(loss, exact_loss) < max(1e-6, eps / 4)
+    for name, a, x in zip(("q", "k", "queue"), found, exact, strict=True):
+        a = a if name == "queue" else a[weighed]
+        assert a.dtype == dtype and relative_error(a.double() / scale, x) < max(2e-6, 2 * eps), name
+
+
 def test_match_by_features_is_dense_match():
     q, k = maps()
     feat_q, feat_k = maps(channels=11, seed=5)
