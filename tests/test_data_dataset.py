@@ -218,7 +218,7 @@ def test_bad_arguments(source):
     for change, message in (
         ({"on_error": "ignore"}, "on_error"),
         ({"cache": "disk"}, "cache"),
-        ({"frames": 0}, "positive"),
+        ({"frames": -1}, "positive"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
     ):
         with pytest.raises(ValueError, match=message):

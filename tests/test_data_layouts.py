@@ -91,6 +91,40 @@ def test_crema_d_is_divided_by_actor(tree):
         open_layout("crema-d", tree.root)
 
 
+def test_crema_d_by_the_lists_of_ogm_ge(tree):
+    stems = [f"{actor}_IEO_{emotion}_HI" for actor in range(1001, 1031) for emotion in ("ANG", "SAD")]
+    for stem in (*stems, "1090_IEO_ANG_LO"):
+        tree.clip(f"VideoFlash/{stem}.flv")
+    tree.text("train.csv", *(f"{s},{s[9:12]}" for s in stems[:50]))
+    tree.text("test.csv", *(f"{s},{s[9:12]}" for s in stems[50:]))
+    rows = found(open_layout("crema-d", tree.root))
+    assert {s for s, (_, split) in rows.items() if split == "test"} == set(stems[50:])
+    assert {s for s, (_, split) in rows.items() if split in ("train", "val")} == set(stems[:50])
+
+
+def test_kinetics_sounds_by_the_lists_of_ogm_ge(tree):
+    tree.text("my_train.txt", "-3Mw_q-7T_2,10,23", "b_74csn_12,10,4", "gone_0,10,0")
+    tree.text("my_test.txt", "-9nQwLUdlJo_0,10,5")
+    tree.clip("train/-3Mw_q-7T_2.mp4")
+    tree.clip("train/playing harp/b_74csn_000012_000022.mp4")  # as Kinetics calls it
+    tree.clip("test/-9nQwLUdlJo_0.mp4")
+    source = open_layout("kinetics-sounds", tree.root)
+    rows = found(source)
+    assert rows["-9nQwLUdlJo_0"] == ("05", "test") and rows["b_74csn_000012_000022"][0] == "04"
+    assert source.classes == ("04", "05", "23") and source.missing == 1
+    for line, message in (("a_1,10", "expected id_start"), ("a_x,10,3", "start: expected seconds, got 'x'")):
+        tree.text("my_test.txt", line)
+        with pytest.raises(DataError, match=f"my_test.txt: line 1: {message}"):
+            open_layout("kinetics-sounds", tree.root)
+
+
+def test_vggsound_without_padded_seconds(tree):
+    tree.text("vggsound.csv", "a-_1,30,dog,train", "b,5,cat,test")
+    tree.clip("a-_1_30.mp4")
+    tree.clip("b_000005.mp4")
+    assert set(found(open_layout("vggsound", tree.root))) == {"a-_1_30", "b_000005"}
+
+
 def test_ave(tree):
     head = "Category&VideoID&Quality&StartTime&EndTime"
     tree.text("trainSet.txt", head, "Church bell&RUhOCu3LNXM&good&0&10", "Male speech&x-1&good&2&9")
@@ -152,7 +186,7 @@ def test_a_folder_that_holds_something_else(name, tmp_path):
 
 
 def test_mistakes(tree):
-    with pytest.raises(DataError, match="layout 'audioset': expected one of kinetics, vggsound"):
+    with pytest.raises(DataError, match="layout 'audioset': expected one of kinetics, kinetics-sounds"):
         open_layout("audioset", tree.root)
     tree.text("vggsound.csv", "id0,0,dog,train")
     with pytest.raises(

@@ -1,16 +1,23 @@
 """Published data sets as they lie on disk after their own download scripts: ``--data vggsound:DIR`` and so on.
 
-============== ================================================================ ================================
-name           what is read                                                     splits
-============== ================================================================ ================================
-``kinetics``   Kinetics CSVs (``label,youtube_id,time_start,time_end,split``),  as the CSVs say
-               also of subsets such as Kinetics-Sounds
-``vggsound``   ``vggsound.csv`` (id, start, label, split; no header)            train, test; val dealt from train
-``crema-d``    ``VideoFlash/1001_DFA_ANG_XX.flv``                               by actor, dealt
-``ave``        ``trainSet.txt``, ``valSet.txt``, ``testSet.txt``                as they say
-``esc50``      ``meta/esc50.csv`` and ``audio/``                                fold 5 is test; val dealt by source
-``ucf101``     ``classInd.txt``, ``trainlist01.txt``, ``testlist01.txt``        list 1; val dealt by group
-============== ================================================================ ================================
+=================== ============================================================= ================================
+name                what is read                                                  splits
+=================== ============================================================= ================================
+``kinetics``        Kinetics CSVs                                                 as the CSVs say
+                    (``label,youtube_id,time_start,time_end,split``), also of
+                    subsets such as Kinetics-Sounds
+``kinetics-sounds`` the lists of OGM-GE, ``my_train.txt`` and ``my_test.txt``     as they say; val dealt from train
+                    (``id_start,10,class number``)
+``vggsound``        ``vggsound.csv`` (id, start, label, split; no header)         train, test; val dealt from train
+``crema-d``         ``VideoFlash/1001_DFA_ANG_XX.flv``, and the lists of OGM-GE   by ``train.csv`` and ``test.csv``
+                    where they lie beside it                                      if there, else dealt by actor
+``ave``             ``trainSet.txt``, ``valSet.txt``, ``testSet.txt``             as they say
+``esc50``           ``meta/esc50.csv`` and ``audio/``                             fold 5 is test; val dealt by source
+``ucf101``          ``classInd.txt``, ``trainlist01.txt``, ``testlist01.txt``     list 1; val dealt by group
+=================== ============================================================= ================================
+
+ESC-50 is sound alone and UCF-101 in good part pictures alone: they train recipes that need no more, such as one stage
+of ``fusion-tuning`` (``method.stage=audio``).
 
 Dealt: by a hash of what must not be in two splits (the actor, the recording, the group), so that it is the same on
 every machine. Files are found by name wherever they lie below the folder; those that a list names and the disk lacks
@@ -36,12 +43,13 @@ EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NE
 @dataclass(frozen=True)
 class Entry:
     """One clip of a list: its file name without ending, class, split, and what deals it out where ``split`` is None
-    (or is ``"train"`` and there is no ``val``)."""
+    (or is ``"train"`` and there is no ``val``). ``other`` is a second name that the file may go by."""
 
     stem: str
     label: str
     split: str | None
     group: str
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,13 +99,13 @@ def open_layout(name: str, folder: str | Path) -> ClipSource:
         raise DataError(f"{root}: the lists of {name} cannot be read ({error})") from error
     files = _by_stem(root, layout.extensions)
     rows = [
-        {"path": str(files[entry.stem]), "label": entry.label, "split": entry.split or "train", "group": entry.group}
-        for entry in entries if entry.stem in files
+        {"path": str(path), "label": entry.label, "split": entry.split or "train", "group": entry.group}
+        for entry in entries if (path := files.get(entry.stem) or files.get(entry.other))
     ]  # fmt: skip
     if not rows:
         example = f", for instance '{entries[0].stem}'" if entries else ""
         raise DataError(f"{root}: none of the {len(entries)} clips that {name} lists is on the disk{example}")
-    _deal(rows, layout.test)
+    _deal(rows, layout.test and not any(entry.split == "test" for entry in entries))
     return ClipSource.from_rows(root, rows, missing=len(entries) - len(rows))
 
 
@@ -171,18 +179,38 @@ def _vggsound(root: Path) -> Iterator[Entry]:
             where = f"{path}: line {line}"
             if len(row) != 4:
                 raise DataError(f"{where}: expected id, start, label, split; got {len(row)} fields")
-            stem = f"{row[0]}_{_integer(row[1], where, 'start'):06d}"
-            yield Entry(stem, row[2], _split_name(row[3].strip(), where), row[0])
+            start = _integer(row[1], where, "start")
+            split = _split_name(row[3].strip(), where)
+            yield Entry(f"{row[0]}_{start:06d}", row[2], split, row[0], f"{row[0]}_{start}")
+
+
+def _kinetics_sounds(root: Path) -> Iterator[Entry]:
+    for split, name in (("train", "my_train.txt"), ("test", "my_test.txt")):
+        path = _first(root, name)
+        for line, text in enumerate(_lines(path), start=1):
+            where, fields = f"{path}: line {line}", text.split(",")
+            if len(fields) != 3:
+                raise DataError(f"{where}: expected id_start, seconds, class number; got '{text}'")
+            video, _, begin = fields[0].rpartition("_")
+            start, seconds = _integer(begin, where, "start"), _integer(fields[1], where, "seconds")
+            label = f"{_integer(fields[2], where, 'class number'):02d}"
+            yield Entry(fields[0], label, split, video, f"{video}_{start:06d}_{start + seconds:06d}")
 
 
 def _crema_d(root: Path) -> Iterator[Entry]:
+    listed = {}
+    for split in ("train", "test"):
+        for path in root.glob(f"{split}.csv"):
+            listed |= {text.split(",")[0].removesuffix(".flv"): split for text in _lines(path)}
     for path in sorted(root.glob("VideoFlash/*")):
         parts = path.stem.split("_")  # actor, sentence, emotion, level
         if path.suffix.lower() not in EXTENSIONS:
             continue
         if len(parts) != 4 or parts[2] not in EMOTIONS:
             raise DataError(f"{path}: expected a name such as 1001_DFA_ANG_XX, with one of {', '.join(EMOTIONS)}")
-        yield Entry(path.stem, EMOTIONS[parts[2]], None, parts[0])
+        if listed and path.stem not in listed:
+            continue  # what neither list names belongs to no split
+        yield Entry(path.stem, EMOTIONS[parts[2]], listed.get(path.stem), parts[0])
 
 
 def _ave(root: Path) -> Iterator[Entry]:
@@ -226,6 +254,7 @@ def _ucf101(root: Path) -> Iterator[Entry]:
 
 LAYOUTS: dict[str, Layout] = {
     "kinetics": Layout((("*.csv", "annotations/*.csv"),), _kinetics),
+    "kinetics-sounds": Layout((("my_train.txt",), ("my_test.txt",)), _kinetics_sounds),
     "vggsound": Layout((("vggsound.csv",),), _vggsound),
     "crema-d": Layout((("VideoFlash/*",),), _crema_d, test=True),
     "ave": Layout((("trainSet.txt",), ("valSet.txt",), ("testSet.txt",)), _ave),

@@ -67,11 +67,13 @@ class InputPipeline(nn.Module):
         """A random batch as a loader would give it, for plans."""
         i = self.inputs
         generator = torch.Generator().manual_seed(0)
-        shape = (batch_size, max(1, i.frames), 3, i.size, i.size)
-        samples = round(i.duration * i.sample_rate)
-        return {
-            "frames": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
-            "waveform": torch.rand(batch_size, samples, generator=generator) - 0.5,
+        found = {}
+        if i.frames:
+            shape = (batch_size, i.frames, 3, i.size, i.size)
+            found["frames"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        if i.sound:
+            found["waveform"] = torch.rand(batch_size, round(i.duration * i.sample_rate), generator=generator) - 0.5
+        return found | {
             "label": torch.zeros(batch_size, dtype=torch.int64),
             "index": torch.arange(batch_size),
         }

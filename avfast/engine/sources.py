@@ -87,7 +87,7 @@ def build_dataset(
         )  # fmt: skip
     return ClipDataset(
         source,
-        frames=max(1, inputs.frames),
+        frames=inputs.frames,
         size=inputs.size,
         duration=inputs.duration,
         sample_rate=inputs.sample_rate,
@@ -95,6 +95,9 @@ def build_dataset(
         train=train,
         on_error=data.on_error,
         cache="memory" if cache else None,
+        sound=inputs.sound,
+        sampling=inputs.sampling,
+        fps=inputs.fps,
     )
 
 

@@ -47,12 +47,15 @@ class Inputs:
     """The sample a method wants.
 
     Attributes:
-        frames: frames per clip, T; 0 for an audio-only method.
+        frames: frames per clip, T; 0 for an audio-only method, whose files need no pictures.
         size: side of the square frame in pixels.
         duration: seconds of sound and picture per clip.
         sample_rate: samples per second of the waveform.
         frontend: audio front-end by name ("log-mel", "kaldi-fbank", "log-psd"), or None for waveforms only.
         frontend_options: keyword arguments of that front-end.
+        sound: whether there are waveforms; without, files need no sound.
+        sampling: pictures of training clips: "even" or "segments", see :class:`avfast.data.ClipDataset`.
+        fps: pictures per second that these are chosen from; 0 for all.
     """
 
     noun: ClassVar[str] = "clips"
@@ -66,6 +69,9 @@ class Inputs:
     sample_rate: int
     frontend: str | None = None
     frontend_options: dict[str, Any] = field(default_factory=dict)
+    sound: bool = True
+    sampling: str = "even"
+    fps: float = 0.0
 
 
 @dataclass(frozen=True)

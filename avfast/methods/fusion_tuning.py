@@ -66,6 +66,8 @@ class FusionTuningConfig:
         visual_patch: side of a masked patch of a picture in pixels.
         mask_seed: of the masks.
         frames: pictures per clip.
+        sampling: pictures of training clips: even ones, or segments for a random one of each of `frames` equal parts.
+        fps: pictures per second that these are chosen from; 0 for all of the video.
         size: side of a picture in pixels.
         duration: seconds per clip.
         sample_rate: audio samples per second.
@@ -96,6 +98,8 @@ class FusionTuningConfig:
     visual_patch: int = 8
     mask_seed: int = 0
     frames: int = 3
+    sampling: Literal["even", "segments"] = "even"
+    fps: float = 0.0
     size: int = 64
     duration: float = 2.0
     sample_rate: int = 16000
@@ -119,7 +123,8 @@ class FusionTuning(Method):
     presets = {
         "paper": {
             "method.audio": "resnet18", "method.visual": "resnet18", "method.size": 224, "method.duration": 10.0,
-            "method.spectrogram_frames": 1024, "method.audio_patch": [32, 8], "method.visual_patch": 10,
+            "method.sampling": "segments", "method.fps": 1.0, "method.spectrogram_frames": 1024,
+            "method.audio_patch": [32, 8], "method.visual_patch": 10,
             "optim.name": "sgd", "optim.lr": 1e-3, "optim.schedule": "step", "optim.warmup_steps": 0,
             "data.batch_size": 64, "run.epochs": 100,
         },
@@ -179,7 +184,7 @@ class FusionTuning(Method):
         frontend = None if c.stage == "video" else "kaldi-fbank"
         return LabelledInputs(
             0 if c.stage == "audio" else c.frames, c.size, c.duration, c.sample_rate, frontend,
-            options if frontend else {},
+            options if frontend else {}, c.stage != "video", c.sampling, c.fps,
         )  # fmt: skip
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
@@ -302,6 +307,11 @@ def _check(c: FusionTuningConfig) -> None:
             raise ConfigError(f"method.{name}: expected at least {least}, got {getattr(c, name)}")
     if not c.duration > 0:
         raise ConfigError(f"method.duration: expected a positive number, got {c.duration}")
+    if not 0 <= c.fps < math.inf or (c.fps and math.floor(c.duration * c.fps + 1e-6) < c.frames):
+        raise ConfigError(
+            f"method.fps: expected 0, or at least {c.frames} pictures (method.frames) in {c.duration:g} s, "
+            f"got {c.fps:g} a second"
+        )
     for name in ("threshold", "rho"):
         if not 0 <= getattr(c, name) <= 1:
             raise ConfigError(f"method.{name}: expected a number in [0, 1], got {getattr(c, name)}")
