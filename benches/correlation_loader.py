@@ -1,4 +1,4 @@
-"""How fast CIM is fed: ``python -m avfast.benches.correlation_loader --workers 2``.
+"""How fast CIM is fed: ``python -m avfast.benches.correlation_loader --workers 2 --record``.
 
 Decoded pictures (uint8, in memory) to normalised contexts and augmented exemplars, through a DataLoader whose workers
 have one thread each. No file is read and none decoded.
@@ -11,9 +11,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from . import machine
+from .run import RESULTS, save
+
+SCHEMA = "correlation_loader/1"
 
 
 class Pictures(Dataset):
@@ -66,8 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=256, help="of the decoded pictures")
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here")
+    parser.add_argument("--record", action="store_true", help="write them to this machine's file in benches/results")
     options = parser.parse_args(argv)
-    found = rates(options.workers, options.batch, options.side, options.batches, options.rounds)
+    sizes = {name: getattr(options, name) for name in ("workers", "batch", "side", "batches", "rounds")}
+    facts = machine.facts()
+    found = rates(**sizes)
+    results = {"schema": SCHEMA, "machine": facts, "settings": sizes, "images_per_s": found}
+    recorded = RESULTS / f"correlation_loader_{machine.slug(facts)}.json" if options.record else None
+    for path in filter(None, (options.json, recorded)):
+        save(results, path)
     spread = f"median of {len(found)} rounds, {min(found):.0f} to {max(found):.0f}"
     how = f"{options.workers} workers of one thread, pictures of {options.side} x {options.side}"
     print(f"{statistics.median(found):.0f} images/s ({spread}), {how}")

@@ -17,7 +17,6 @@ from .candidate import OURS, PUBLISHED
 from .goals import goals_table
 from .ratios import is_difference
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 COLUMNS = (
     "candidate",
     "median (quartiles)",
@@ -203,15 +202,21 @@ def _readme_row(record: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def update_readme(path: Path, block: str) -> bool:
-    """Put ``block`` between the markers; True if the file changed. ValueError unless there is one pair."""
+def readme_with(path: Path, block: str, markers: str = "bench") -> str:
+    """The text of a file with ``block`` between the markers of that name. ValueError unless there is one pair."""
+    begin, end = f"<!-- {markers}:begin -->", f"<!-- {markers}:end -->"
     text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{path}: expected one {BEGIN} followed by one {END}")
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    new = re.sub(pattern, lambda _: f"{BEGIN}\n{block}\n{END}", text, flags=re.S)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{path}: expected one {begin} followed by one {end}")
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    return re.sub(pattern, lambda _: f"{begin}\n{block}\n{end}", text, flags=re.S)
+
+
+def update_readme(path: Path, block: str, markers: str = "bench") -> bool:
+    """Put ``block`` between the markers; True if the file changed. ValueError unless there is one pair."""
+    old, new = path.read_text(), readme_with(path, block, markers)
     path.write_text(new)
-    return new != text
+    return new != old
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from bench_fixtures import by_name, quick_protocol
@@ -89,12 +91,18 @@ def test_exemplars_of_the_published_path_are_those_of_the_closed_form():
     assert (both / either).min() > 0.85
 
 
-def test_the_correlation_loader_gives_all_images(capsys):
+def test_the_correlation_loader_gives_all_images(tmp_path, monkeypatch, capsys):
     from avfast.benches import correlation_loader
 
+    monkeypatch.setattr(correlation_loader, "RESULTS", tmp_path)
     words = ["--workers", "1", "--batch", "2", "--side", "64", "--batches", "2", "--rounds", "1"]
-    assert correlation_loader.main(words) == 0
-    assert " images/s (median of 1 rounds, " in capsys.readouterr().out
+    assert correlation_loader.main([*words, "--record"]) == 0
+    said = capsys.readouterr().out
+    (recorded,) = tmp_path.iterdir()
+    results = json.loads(recorded.read_text())
+    assert recorded.name.startswith("correlation_loader_") and results["settings"]["side"] == 64
+    assert len(results["images_per_s"]) == 1
+    assert said.startswith(f"{results['images_per_s'][0]:.0f} images/s (median of 1 rounds, ")
 
 
 def test_blending_holds_a_third_of_the_memory():

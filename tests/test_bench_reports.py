@@ -62,7 +62,7 @@ def test_the_table_shows_everybody(results):
 
 def test_readme_numbers_are_replaced_between_the_markers(results, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold numbers\n{report.END}\nafter\n")
+    readme.write_text("before\n<!-- bench:begin -->\nold numbers\n<!-- bench:end -->\nafter\n")
     saved = tmp_path / "results.json"
     run.save(results, saved)
     assert report.main([str(saved), "--readme", str(readme)]) == 0

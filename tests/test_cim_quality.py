@@ -18,15 +18,37 @@ WORDS = ("method.size=32", "method.context=32", "method.exemplar=16", "method.de
 def test_a_run_in_small(tmp_path, monkeypatch, capsys):
     for module in ("figures_maps", "figures_images", "figures"):  # importers first: they must not import the stand-in
         monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
-    out = tmp_path / "q.json"
+    out, readme = tmp_path / "q.json", tmp_path / "README.md"
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "results")
+    readme.write_text("before\n<!-- cim:begin -->\n<!-- cim:end -->\nafter\n")
     arguments = ["--data", str(real_scenes()), "--seeds", "3", "--json", str(out), *WORDS, "method.decoder_heads=2"]
-    assert quality.main([*arguments, "run.steps=2"]) == 0
+    arguments += ["--out", str(tmp_path / "runs"), "run.steps=2"]
+    assert quality.main([*arguments, "--record", "--readme", str(readme)]) == 0
     results = json.loads(out.read_text())
+    (recorded,) = (tmp_path / "results").iterdir()
+    assert recorded.name.startswith("cim_quality_") and json.loads(recorded.read_text()) == results
     assert sorted(row["model"] for row in results["rows"]) == sorted(quality.MODELS)
     assert results["settings"]["run.steps"] == 2 and all(row["steps"] == 2 for row in results["rows"])
     values = {row["model"]: row["scores"]["map accuracy"]["value"] for row in results["rows"]}
     assert all(0 < value < 1 for value in values.values())
-    assert f"| {values['trained']:.3f} ({values['trained']:.3f}) |" in capsys.readouterr().out
+    shown = f"| {values['trained']:.3f} ({values['trained']:.3f}) |"
+    assert shown in capsys.readouterr().out and shown in readme.read_text() and readme.read_text().endswith("after\n")
+
+    # What is scored is not trained again; with other settings there is another run to be had in this folder.
+    monkeypatch.setattr("avfast.engine.pretrain.pretrain", lambda *_, **__: pytest.fail("trained again"))
+    assert quality.main(arguments) == 0 and json.loads(out.read_text())["rows"] == results["rows"]
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        quality.main([*arguments[:-1], "run.steps=3"])
+
+
+def test_a_readme_without_a_place_is_refused_before_the_training(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    for text in (None, "no markers"):
+        if text:
+            readme.write_text(text)
+        with pytest.raises(SystemExit):
+            quality.main(["--readme", str(readme)])
+        assert "--readme: " in capsys.readouterr().err
 
 
 def test_the_table_shows_mean_every_seed_and_chance():
