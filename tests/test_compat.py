@@ -70,6 +70,19 @@ def test_lightly_with_a_bank(size):
     assert loss.memory_bank.filled == 1
 
 
+def test_a_bank_is_saved_and_loaded_whoever_made_it():
+    """A loss that was told only the number of rows takes the width from the saved bank."""
+    trained = lightly.NTXentLoss(memory_bank_size=32)
+    trained(random(N, D, seed=1).requires_grad_(), random(N, D, seed=2))
+    for size in (32, (32, D)):
+        resumed = lightly.NTXentLoss(memory_bank_size=size)
+        resumed.load_state_dict(trained.state_dict())
+        assert torch.equal(resumed.memory_bank.negatives(), trained.memory_bank.negatives())
+        assert resumed.memory_bank.filled == N / 32
+    with pytest.raises(RuntimeError, match="size mismatch for memory_bank.rows"):
+        lightly.NTXentLoss(memory_bank_size=16).load_state_dict(trained.state_dict())
+
+
 def test_lightly_against_itself():
     library = pytest.importorskip("lightly.loss", reason="lightly is not installed")
     check(lightly.NTXentLoss(0.2), library.NTXentLoss(0.2), random(N, D, seed=1), random(N, D, seed=2))
@@ -163,6 +176,46 @@ def test_metric_learning_without_a_positive_or_a_negative():
         assert value == 0 and not z.grad.any()
 
 
+MINED = {
+    "pairs": ([0, 0, 3, 7], [1, 2, 4, 6], [0, 3, 3, 5], [5, 9, 8, 1]),
+    "triplets": ([0, 0, 3, 3], [1, 1, 4, 4], [5, 9, 8, 8]),  # one of them twice
+    "no positive": ([], [], [0], [5]),
+    "no negative": ([0], [1], [], []),
+}
+
+
+@pytest.mark.parametrize("kind", MINED)
+@pytest.mark.parametrize("referred", [False, True], ids=["own rows", "references"])
+def test_metric_learning_with_a_miner(kind, referred):
+    mined = tuple(torch.tensor(rows, dtype=torch.int64) for rows in MINED[kind])
+    anchor, positive, of_negative, negative = mined if len(mined) == 4 else (*mined[:2], mined[0], mined[2])
+
+    def formula(z, other):
+        s = torch.exp(unit(z) @ unit(other).T / 0.2)
+        terms = []
+        for a, p in zip(anchor, positive, strict=True):
+            negatives = sum((s[a, n] for b, n in zip(of_negative, negative, strict=True) if b == a), s.new_zeros(()))
+            terms.append(-torch.log(s[a, p] / (s[a, p] + negatives)))
+        return torch.stack(terms).mean() if terms else 0 * (z.sum() + other.sum())
+
+    loss = pytorch_metric_learning.NTXentLoss(0.2)
+    z, other = random(N, D, seed=1), random(N, D, seed=2)
+    if referred:
+        check(lambda z, other: loss(z, None, mined, ref_emb=other), formula, z, other)
+    else:
+        check(lambda z: loss(z, None, mined), lambda z: formula(z, z), z)
+
+
+def test_metric_learning_of_nothing_and_under_autocast():
+    loss = pytorch_metric_learning.NTXentLoss(0.2)
+    none = torch.empty(0, D, requires_grad=True)
+    assert loss(none, torch.empty(0, dtype=torch.int64)) == 0
+    z, labels = random(N, D, seed=1).float(), LABELS["several positives"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(z, labels)
+    assert torch.equal(found, loss(z, labels))
+
+
 @pytest.mark.parametrize("kind", LABELS)
 def test_metric_learning_against_itself(kind):
     library = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
@@ -227,9 +280,21 @@ MISTAKES = {
         lambda: open_clip.ClipLoss(rank=1, world_size=2)(Z, Z, 1.0),
         "open_clip.ClipLoss: rank, world_size: expected 1, 2 as torch.distributed says, got 0, 1 there"),
     "unknown exchange": (lambda: open_clip.SigLipLoss(dist_impl="ring"), "open_clip.SigLipLoss: dist_impl: "),
-    "a miner": (
-        lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(4), indices_tuple=(Z,) * 3),
-        "pytorch_metric_learning.NTXentLoss: indices_tuple: expected None"),
+    "a miner of another kind": (
+        lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(4), indices_tuple=(Z,) * 2),
+        "pytorch_metric_learning.NTXentLoss: indices_tuple: expected (anchor, positive, anchor, negative) or "),
+    "too few labels": (
+        lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(3)),
+        "pytorch_metric_learning.NTXentLoss: labels: expected shape [4], got (3,)"),
+    "no labels": (
+        lambda: pytorch_metric_learning.NTXentLoss()(Z),
+        "pytorch_metric_learning.NTXentLoss: labels: expected a tensor, got NoneType"),
+    "references of another width": (
+        lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(4), ref_emb=Z[:, 1:], ref_labels=torch.arange(4)),
+        "pytorch_metric_learning.NTXentLoss: ref_emb: expected shape [M, 4], got (4, 3)"),
+    "a bank of a word": (
+        lambda: lightly.NTXentLoss(memory_bank_size="4096"),
+        "lightly.NTXentLoss: memory_bank_size: expected rows >= 0, or (rows, width), got '4096'"),
     "references without labels": (
         lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(4), ref_emb=Z),
         "pytorch_metric_learning.NTXentLoss: ref_emb, ref_labels: expected both or neither"),
@@ -243,6 +308,6 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_named(mistake):
     make, message = MISTAKES[mistake]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((TypeError, ValueError)) as caught:
         make()
     assert str(caught.value).startswith(f"avfast.compat.{message}")

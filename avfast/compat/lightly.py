@@ -44,10 +44,12 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check.number("compat.lightly.NTXentLoss", "temperature", temperature, above=0.0)
-        rows, *width = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
-        if rows < 0 or len(width) > 1:
+        sizes = tuple(memory_bank_size) if isinstance(memory_bank_size, (tuple, list)) else (memory_bank_size,)
+        counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes)
+        if not counts or len(sizes) not in (1, 2):
             expected = "rows >= 0, or (rows, width)"
-            _check.fail("compat.lightly.NTXentLoss", "memory_bank_size", expected, memory_bank_size)
+            _check.fail("compat.lightly.NTXentLoss", "memory_bank_size", expected, repr(memory_bank_size))
+        rows, *width = sizes
         self.temperature, self.gather_distributed, self.rows = temperature, gather_distributed, rows
         self.memory_bank = FeatureQueue(rows, width[0], share=gather_distributed) if rows and width else None
 
@@ -56,13 +58,21 @@ class NTXentLoss(nn.Module):
         if not self.rows:
             return nt_xent(out0, out1, temperature=self.temperature, gather=self.gather_distributed)
         if self.memory_bank is None:
-            bank = FeatureQueue(self.rows, out1.shape[1], share=self.gather_distributed)
-            self.memory_bank = bank.to(out1.device)
+            self.memory_bank = FeatureQueue(self.rows, out1.shape[1], share=self.gather_distributed)
+        if self.memory_bank.rows.device != out1.device:  # there a loss need not be moved by hand
+            self.memory_bank.to(out1.device)
         negatives = self.memory_bank.negatives()
         loss = queue_info_nce(out0, out1, negatives, temperature=self.temperature)
         if out0.requires_grad:
             self.memory_bank.push(normalize(out1.detach().float(), dim=1))
         return loss
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
+        """A bank of which only the rows were told is made as wide as the saved one."""
+        saved = state.get(f"{prefix}memory_bank.rows")
+        if self.rows and self.memory_bank is None and saved is not None:
+            self.memory_bank = FeatureQueue(self.rows, saved.shape[1], share=self.gather_distributed)
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
