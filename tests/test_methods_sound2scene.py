@@ -200,3 +200,73 @@ def test_clips_of_other_data_are_refused(targets):
     method = build(stage="audio", targets=targets)
     with pytest.raises(ConfigError, match="12 of 12 clips are not among the 12 of the table"):
         method({**batch(), "key": torch.arange(CLIPS)})
+
+
+# Checkpoints of image encoders as they are published.
+
+
+def published(prefix="", **more) -> dict[str, torch.Tensor]:
+    """Weights of a ResNet-18 by torchvision's names, drawn at random."""
+    from avfast.encoders import build_encoder
+    from avfast.nn.resnet_names import to_transformers
+
+    torch.manual_seed(5)
+    own = build_encoder("resnet18", in_channels=3).backbone.state_dict()
+    names = ["conv1.weight", *(f"bn1.{leaf}" for leaf in LEAVES)]
+    for stage in range(1, 5):
+        for block in range(2):
+            where = f"layer{stage}.{block}"
+            for number in (1, 2):
+                names += [f"{where}.conv{number}.weight", *(f"{where}.bn{number}.{leaf}" for leaf in LEAVES)]
+            if stage > 1 and block == 0:
+                names += [f"{where}.downsample.0.weight", *(f"{where}.downsample.1.{leaf}" for leaf in LEAVES)]
+    values = {prefix + name: torch.randn_like(own[to_transformers(name)].float()) for name in names}
+    return {**values, **more}
+
+
+LEAVES = ("weight", "bias", "running_mean", "running_var")
+SWAV = {"module.projection_head.0.weight": torch.zeros(2, 2), "module.prototypes.weight": torch.zeros(3, 2)}
+MOCO = {"module.encoder_k.conv1.weight": torch.zeros(1), "module.queue": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "more", "wrap"),
+    [("", {"fc.weight": torch.zeros(2, 2)}, None), ("module.", SWAV, None), ("module.encoder_q.", MOCO, "state_dict")],
+    ids=["torchvision", "SwAV", "MoCo"],
+)
+def test_published_checkpoints_fill_the_image_encoder(tmp_path, prefix, more, wrap):
+    weights = published(prefix, **more)
+    torch.save({wrap: weights} if wrap else weights, tmp_path / "w.pth")
+    encoder = build(stage="audio", visual="resnet18", visual_weights=str(tmp_path / "w.pth")).image_encoder()
+    assert encoder.pretrained
+    own = encoder.backbone.state_dict()
+    assert torch.equal(own["embedder.embedder.convolution.weight"], weights[f"{prefix}conv1.weight"])
+    assert torch.equal(
+        own["encoder.stages.3.layers.1.layer.1.normalization.running_var"], weights[f"{prefix}layer4.1.bn2.running_var"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.pop("layer3.0.conv1.weight"),
+            "encoder.stages.2.layers.0.layer.0.convolution.weight: of the model",
+        ),
+        (lambda w: w.update(extra=torch.zeros(2)), "extra: of the source, not in the model"),
+        (lambda w: w.update({"conv1.weight": torch.zeros(64, 3, 3, 3)}), "embedder.embedder.convolution.weight"),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_a_checkpoint_that_does_not_fit_says_where(tmp_path, change, message):
+    weights = published()
+    change(weights)
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="method.visual_weights: .* does not fit method.visual") as error:
+        build(stage="generator", visual="resnet18", visual_weights=str(tmp_path / "w.pth"))
+    assert message in str(error.value)
+
+
+def test_a_missing_checkpoint_is_an_error():
+    with pytest.raises(ConfigError, match="no such file"):
+        build(stage="localiser", visual="resnet18", visual_weights="/no/such/swav.pth")

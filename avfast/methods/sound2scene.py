@@ -32,11 +32,16 @@ from avfast.methods.base import (
     contrastive_bounds,
     pair_metrics,
 )
+from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.momentum import momentum_update
 from avfast.nn.pictures import from_signed, to_signed
 from avfast.nn.scene_targets import SceneTargets
 from avfast.nn.sound_localiser import SoundLocaliser, select_frames
 from avfast.ops.info_nce import info_nce
+from avfast.weights import read_weights
+
+HEADS = ("fc.*", "classifier.*", "head.*", "projection_head.*", "prototypes*", "pooler*")
+"""Tensors of published checkpoints that are no part of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Sound2SceneConfig:
             given.
         visual: image encoder, a preset of avfast.encoders or a local folder with weights; frozen, its pooled feature
             is the space of pictures and sounds.
+        visual_weights: a file of weights for that preset, by the names of transformers or torchvision, as the
+            checkpoints of SwAV, MoCo and supervised training have them (.pth, .safetensors); "" for none. With it, or
+            with a folder as `visual`, no image encoder is trained.
         visual_size: side in pixels at which the image encoder sees a picture.
         frames: frames per clip that are looked at; one of them is the clip's picture.
         frame_rule: which: the frame that goes best with the sound (top1), one of the ten best (top10) or any (random),
@@ -67,10 +75,12 @@ class Sound2SceneConfig:
         duration: seconds of sound per clip.
         sample_rate: audio samples per second.
         eps: floor of the log power spectrum, through which alone loudness is heard.
+        judge: network of the classifier that judges the pictures, trained on real frames: a preset or a local folder.
     """
 
     stage: Literal["localiser", "generator", "audio"] = "audio"
     visual: str = "resnet-small16"
+    visual_weights: str = ""
     visual_size: int = 64
     frames: int = 8
     frame_rule: Literal["top1", "top10", "middle", "random"] = "top1"
@@ -88,6 +98,7 @@ class Sound2SceneConfig:
     duration: float = 2.0
     sample_rate: int = 16000
     eps: float = 1e-7
+    judge: str = "resnet-tiny"
 
 
 class Sound2Scene(Method):
@@ -139,15 +150,37 @@ class Sound2Scene(Method):
         options = {"preset": "sound2scene", "eps": c.eps, "seconds": c.duration}
         return Inputs(1, c.visual_size, c.duration, c.sample_rate, "log-psd", options)
 
-    def _frozen(self) -> Encoder:
-        """The image encoder, which no stage trains."""
-        return build_encoder(self.config.visual, in_channels=3).requires_grad_(False)
+    def image_encoder(self) -> Encoder:
+        """The image encoder with the weights it was given; only the localiser trains its copy of it."""
+        encoder = build_encoder(self.config.visual, in_channels=3)
+        if path := self.config.visual_weights:
+            load_image_weights(encoder, path)
+        return encoder
 
     def notes(self) -> list[str]:
         visual = getattr(self, "visual", None)
         if visual is None or visual.pretrained:
             return []
         return ["the image encoder has random weights: method.visual=FOLDER gives it trained ones"]
+
+
+def load_image_weights(encoder: Encoder, path: str) -> None:
+    """Fill an image encoder from a published checkpoint, every tensor accounted for.
+
+    Names may be torchvision's or those of `transformers`; of a momentum-contrast checkpoint the query network counts.
+
+    Raises:
+        ConfigError: no such file, or tensors that do not fit, with their names.
+    """
+    weights = read_weights(path)
+    query = "encoder_q."
+    if any(name.startswith(query) for name in weights):
+        weights = {name.removeprefix(query): x for name, x in weights.items() if name.startswith(query)}
+    try:
+        cross_modal_init(encoder.backbone, weights, "naive", heads=HEADS)
+    except ValueError as error:
+        raise ConfigError(f"method.visual_weights: '{path}' does not fit method.visual: {error}") from error
+    encoder.pretrained = True
 
 
 class LocaliserStage(Sound2Scene):
@@ -159,7 +192,7 @@ class LocaliserStage(Sound2Scene):
     def __init__(self, config: Sound2SceneConfig) -> None:
         super().__init__(config)
         self.localiser = SoundLocaliser(
-            build_encoder(config.visual, in_channels=3), build_encoder(config.audio, in_channels=1),
+            self.image_encoder(), build_encoder(config.audio, in_channels=1),
             config.localiser_dim, temperature=config.localiser_temperature,
         )  # fmt: skip
 
@@ -203,7 +236,7 @@ class GeneratorStage(Sound2Scene):
         known = ", ".join(name for name in GENERATORS if name in DISCRIMINATORS)
         if config.generator not in known.split(", "):
             raise ConfigError(f"method.generator: expected one of {known}, got '{config.generator}'")
-        self.visual = self._frozen()
+        self.visual = self.image_encoder().requires_grad_(False)
         self.generator = build_generator(config.generator, condition=self.visual.channels)
         self.size = self.generator.config.size
         self.discriminator = build_discriminator(config.generator, condition=self.visual.channels)
@@ -285,7 +318,7 @@ class AudioStage(Sound2Scene):
     def __init__(self, config: Sound2SceneConfig) -> None:
         super().__init__(config)
         self.targets = SceneTargets.read(config.targets) if config.targets else None
-        dim = self.targets.dim if self.targets else self._frozen().channels
+        dim = self.targets.dim if self.targets else self.image_encoder().channels
         self.audio = build_encoder(config.audio, in_channels=1)
         self.head = nn.Linear(self.audio.channels, dim)
         self.step = 0
@@ -296,10 +329,6 @@ class AudioStage(Sound2Scene):
     def _still_rule(self) -> str:
         """The rule of everything but training: a score must not depend on a draw."""
         return "top1" if self.config.frame_rule == "top10" else self.config.frame_rule
-
-    def image_encoder(self) -> Encoder:
-        """The frozen encoder that targets are made with; training itself reads them from the table."""
-        return self._frozen()
 
     def example_step(self, batch: Batch) -> StepOutput:
         if self.targets is None:

@@ -60,10 +60,10 @@ class Scene:
         return self.out / "targets.safetensors"
 
     @property
-    def visual(self) -> str:
-        """The image encoder: what the first stage exported, or what the user gave."""
-        own = self.out / "image" / "export" / "encoder"
-        return self.config.method.visual if Path(self.config.method.visual).is_dir() else str(own)
+    def given(self) -> str:
+        """The trained image encoder that the user gave, or "": then the first stage trains one."""
+        c = self.config.method
+        return c.visual_weights or (c.visual if Path(c.visual).is_dir() else "")
 
     def stage_config(self, name: str) -> TrainConfig:
         return parse_config(RECIPE, self.words(name), preset=self.request.preset, file=self.request.config_file)
@@ -82,10 +82,11 @@ class Scene:
         defaults = get_method(RECIPE).stages[name]
         words = [f"{key}={json.dumps(value)}" for key, value in defaults.items() if key not in preset]
         words = [word.replace('"', "") for word in words]
-        given = [f"method.visual={self.visual}"] if Path(self.visual).is_dir() else []
+        own_encoder = self.out / "image" / "export" / "encoder"
+        handed = [f"method.visual={own_encoder}"] if own_encoder.is_dir() and not self.given else []
         if name == "audio" and self.targets.is_file():
-            given.append(f"method.targets={self.targets}")
-        return [*words, *common, *own, f"method.stage={name}", *given]
+            handed.append(f"method.targets={self.targets}")
+        return [*words, *common, *own, f"method.stage={name}", *handed]
 
 
 def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path | None:
@@ -113,8 +114,8 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     write_frames(scene)
     spent, left = 0.0, 1.0
     for name in STAGES:
-        if name == "image" and Path(config.method.visual).is_dir():
-            say(f"stage image: left out, '{config.method.visual}' is a trained encoder")
+        if name == "image" and scene.given:
+            say(f"stage image: left out, '{scene.given}' is a trained encoder")
         else:
             if name == "audio":
                 write_targets(scene)

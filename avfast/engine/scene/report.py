@@ -204,7 +204,7 @@ def _stages(scene: Scene) -> str:
     for name in ("image", "localiser", "generator", "audio"):
         folder = scene.out / name
         if not (folder / "results.json").is_file():
-            lines.append(f"- image: left out, `{scene.config.method.visual}` was given")
+            lines.append(f"- image: left out, `{scene.given}` was given")
             continue
         results = json.loads((folder / "results.json").read_text())
         step = results["best_step"] or results["step"]

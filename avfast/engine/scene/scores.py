@@ -133,13 +133,13 @@ def _frames(scene: Scene, split: str, size: int) -> tuple[Tensor, Tensor]:
 
 def _judge(scene, synthesiser, known, known_labels, real, real_labels) -> tuple[FrameClassifier, Score]:
     classes = len(scene.bundle.source.classes)
-    encoder = build_encoder("resnet-tiny", in_channels=3)
+    encoder = build_encoder(scene.config.method.judge, in_channels=3)
     judge = train_classifier(
         encoder, nn.Linear(encoder.channels, classes), known, known_labels, steps=JUDGE_STEPS,
         seed=scene.config.run.seed,
     )  # fmt: skip
     said = torch.cat([judge(part)[1].argmax(dim=1) for part in real.split(64)])
-    protocol = f"frame-classifier/1 {JUDGE_STEPS} steps on {len(known)} frames of {synthesiser.size} pixels"
+    protocol = f"frame-classifier/1 {scene.config.method.judge} {JUDGE_STEPS} steps on {len(known)} frames of {synthesiser.size} pixels"
     return judge, accuracy_score(said.numpy(), known_labels, real_labels, protocol)
 
 
