@@ -139,7 +139,8 @@ def _judge(scene, synthesiser, known, known_labels, real, real_labels) -> tuple[
         seed=scene.config.run.seed,
     )  # fmt: skip
     said = torch.cat([judge(part)[1].argmax(dim=1) for part in real.split(64)])
-    protocol = f"frame-classifier/1 {scene.config.method.judge} {JUDGE_STEPS} steps on {len(known)} frames of {synthesiser.size} pixels"
+    name = scene.config.method.judge
+    protocol = f"frame-classifier/1 {name} {JUDGE_STEPS} steps on {len(known)} frames of {synthesiser.size} pixels"
     return judge, accuracy_score(said.numpy(), known_labels, real_labels, protocol)
 
 
