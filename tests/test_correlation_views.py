@@ -109,6 +109,20 @@ def test_half_of_the_exemplars_are_mirrored_each_by_itself():
     assert abs(torch.corrcoef(mirrored.T) - torch.eye(3)).max() < 0.2
 
 
+def test_a_context_changes_its_colours_by_itself():
+    """Its picture alone says how, and exemplars stay what they are."""
+    images = pictures(1, 48, 48).expand(200, -1, -1, -1)
+    seeds = torch.arange(200)
+    plain = CorrelationViews(**SMALL, flip_p=0.0, scale=(1.0, 1.0))(images, seeds)
+    views = CorrelationViews(**SMALL, flip_p=0.0, scale=(1.0, 1.0), context_colours=functions.Colours())
+    found = views(images, seeds)
+    assert torch.equal(found.exemplars, plain.exemplars) and torch.equal(found.boxes, plain.boxes)
+    changed = (found.context - plain.context).abs().amax((1, 2, 3)) > 0.02
+    assert abs(changed.float().mean() - (1 - 0.2 * 0.8 * 0.5 * 0.8)) < 0.07, "jitter, grey, blur or solarising"
+    part = views(images[:3], seeds[5:8])
+    torch.testing.assert_close(part.context, found.context[5:8], rtol=0, atol=1e-5)
+
+
 def test_no_picture_at_all():
     batch = CorrelationViews(**SMALL)(torch.zeros(0, 3, 9, 9, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
     assert [tuple(x.shape) for x in batch] == [(0, 3, 32, 32), (0, 3, 3, 16, 16), (0, 3, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -31,9 +32,20 @@ def test_batches_hold_a_context_its_exemplars_and_their_boxes():
 def test_options_of_the_inputs_reach_the_views():
     views = build_pipeline(INPUTS).views
     assert (views.search, views.context, views.exemplar, views.mirror_p) == (32, 24, 16, 0.5)
-    assert views.options["angle"] == (-20.0, 20.0) and views.colours is not None
-    plain = build_pipeline(CorrelationInputs(32, context=24, exemplar=16, colours=False, mirror=False)).views
-    assert plain.colours is None and plain.mirror_p == 0.0 and plain.options["count"] == 6
+    assert views.options["angle"] == (-20.0, 20.0)
+    plain = build_pipeline(CorrelationInputs(32, context=24, exemplar=16, mirror=False)).views
+    assert plain.mirror_p == 0.0 and plain.options["count"] == 6
+
+
+@pytest.mark.parametrize("chosen", ["none", "exemplars", "context", "both"])
+def test_colours_change_where_asked(chosen):
+    inputs = CorrelationInputs(32, context=24, exemplar=16, count=2, angle=(-20.0, 20.0), colours=chosen)
+    pipeline, plain = build_pipeline(inputs), build_pipeline(dataclasses.replace(inputs, colours="none"))
+    batch, quiet = (p(p.example(6)) for p in (pipeline, plain))
+    for name in ("exemplars", "context"):
+        changed = not torch.equal(batch[name], quiet[name])
+        assert changed == (chosen in (name, "both")), name
+    assert torch.equal(batch["boxes"], quiet["boxes"]) and torch.equal(batch["image"], quiet["image"])
 
 
 def test_the_control_cuts_the_same_places_from_another_picture():

@@ -319,9 +319,11 @@ def test_patches_train_where_they_are_not_frozen():
 
 
 def test_inputs_say_what_to_cut():
-    method = fixtures.method(count=2, area=(0.1, 0.2), aspect=(0.5, 2.0), angle=(0.0, 0.0), colours=False, mirror=False)
+    method = fixtures.method(
+        count=2, area=(0.1, 0.2), aspect=(0.5, 2.0), angle=(0.0, 0.0), colours="both", mirror=False
+    )
     assert method.inputs == CorrelationInputs(
-        32, context=32, exemplar=16, count=2, area=(0.1, 0.2), aspect=(0.5, 2.0), angle=(0.0, 0.0), colours=False,
+        32, context=32, exemplar=16, count=2, area=(0.1, 0.2), aspect=(0.5, 2.0), angle=(0.0, 0.0), colours="both",
         mirror=False,
     )  # fmt: skip
     assert isinstance(method.inputs, CorrelationInputs) and method.inputs.noun == "images"
@@ -340,6 +342,7 @@ def test_inputs_say_what_to_cut():
         ({"target": "slow"}, "target: expected one of ema, shared, stopgrad"),
         ({"loss": "dice"}, "loss: expected one of bce, focal_mse"),
         ({"compat": "0.1"}, "compat: expected one of none, released"),
+        ({"colours": True}, "colours: expected one of none, exemplars, context, both, got 'True'"),
         ({"area": (0.5, 0.1)}, "method: avfast.sample_exemplars: area"),
     ],
 )

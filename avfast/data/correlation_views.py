@@ -38,9 +38,9 @@ class CorrelationViews(nn.Module):
     """Draws context and exemplars as CIM does (Li et al. 2023, and its released recipe).
 
     The searched part: half to all of the picture's area at an aspect from 3:4 to 4:3, flipped with ``flip_p``, resized
-    to ``search`` (bicubic). The context is that part at size ``context`` without any change of colour. Exemplars are
-    boxes of the searched part (:func:`avfast.sample_exemplars`) at size ``exemplar``; each is mirrored with
-    ``mirror_p`` without its box being, and has its colours changed (:class:`avfast.data.Colours`).
+    to ``search`` (bicubic). The context is that part at size ``context``, in its own colours unless asked.
+    Exemplars are boxes of the searched part (:func:`avfast.sample_exemplars`) at size ``exemplar``; each is mirrored
+    with ``mirror_p`` without its box being, and has its colours changed (:class:`avfast.data.Colours`).
 
     Args:
         count: exemplars of each picture.
@@ -49,6 +49,7 @@ class CorrelationViews(nn.Module):
         area, aspect, angle: of exemplars, as in :func:`avfast.sample_exemplars`.
         flip_p, mirror_p: probabilities.
         colours: augmentation of exemplars; None leaves them as they are.
+        context_colours: of the context, drawn by itself.
 
     Raises:
         ValueError: an option out of range.
@@ -74,6 +75,7 @@ class CorrelationViews(nn.Module):
         flip_p: float = 0.5,
         mirror_p: float = 0.5,
         colours: Colours | None = Colours(),  # noqa: B008  (it holds no state)
+        context_colours: Colours | None = None,
     ) -> None:
         super().__init__()
         where = "avfast.data.CorrelationViews"
@@ -88,7 +90,7 @@ class CorrelationViews(nn.Module):
         self.options = {"count": count, "size": search, "area": area, "aspect": aspect, "angle": angle}
         sample_exemplars(0, **self.options, generator=0)  # refuses what it would refuse later
         self.search, self.context, self.exemplar, self.scale = search, context, exemplar, scale
-        self.flip_p, self.mirror_p, self.colours = flip_p, mirror_p, colours
+        self.flip_p, self.mirror_p, self.colours, self.context_colours = flip_p, mirror_p, colours, context_colours
         self.normalize = NormalizeFrames()
 
     @torch.no_grad()
@@ -109,7 +111,8 @@ class CorrelationViews(nn.Module):
         searched = crop_exemplars(images, part, self.search)[:, 0]
         half = self.search / 2
         whole = part.new_tensor([0, -half, -half, half, half]).expand(len(images), 1, 5)
-        context = self._normalised(crop_exemplars(searched, whole, self.context)[:, 0].to(torch.float32))
+        context = crop_exemplars(searched, whole, self.context)[:, 0].to(torch.float32)
+        context = self._normalised(_recoloured(context, self.context_colours, Uniforms(seeds, 3)))
         boxes = sample_exemplars(len(images), **self.options, generator=0, sample_ids=seeds, device=images.device).boxes
         return CorrelationBatch(context, self._exemplars(searched, boxes, seeds), boxes)
 
@@ -148,11 +151,14 @@ class CorrelationViews(nn.Module):
             [theta, top, torch.where(mirrored, right, left), bottom, torch.where(mirrored, left, right)], dim=2
         )
         crops = crop_exemplars(searched, cut, self.exemplar)
-        pictures = crops.flatten(0, 1).to(torch.float32)
-        if self.colours is not None:
-            pictures = self.colours(pictures.mul_(1 / 255), uniforms).mul_(255)
+        pictures = _recoloured(crops.flatten(0, 1).to(torch.float32), self.colours, uniforms)
         return self._normalised(pictures).view(crops.shape)
 
     def _normalised(self, pictures: Tensor) -> Tensor:
         """In place: memory that was never touched costs more than the arithmetic."""
         return pictures.mul_(self.normalize.scale).add_(self.normalize.shift)
+
+
+def _recoloured(pictures: Tensor, colours: Colours | None, uniforms: Uniforms) -> Tensor:
+    """Pictures in 0 to 255, in place."""
+    return pictures if colours is None else colours(pictures.mul_(1 / 255), uniforms).mul_(255)

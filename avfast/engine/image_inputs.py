@@ -81,6 +81,8 @@ def _views(inputs: ImageInputs) -> nn.Module | None:
         return CorrelationViews(
             count=inputs.count, search=inputs.size, context=inputs.context, exemplar=inputs.exemplar,
             scale=inputs.scale, area=inputs.area, aspect=inputs.aspect, angle=inputs.angle,
-            mirror_p=0.5 if inputs.mirror else 0.0, colours=Colours() if inputs.colours else None,
+            mirror_p=0.5 if inputs.mirror else 0.0,
+            colours=Colours() if inputs.colours in ("exemplars", "both") else None,
+            context_colours=Colours() if inputs.colours in ("context", "both") else None,
         )  # fmt: skip
     return TwoViews(inputs.size, scale=inputs.scale) if inputs.views == 2 else None

@@ -115,7 +115,7 @@ class CorrelationInputs(ImageInputs):
         context, exemplar: sides of the searched part and of a piece as a method gets them.
         count: pieces of each picture.
         area, aspect, angle: ranges of pieces, as in :func:`avfast.sample_exemplars`.
-        colours: whether the colours of pieces change.
+        colours: what changes its colours: "exemplars" (the pieces), "context", "both" or "none".
         mirror: whether half of the pieces are mirrored.
     """
 
@@ -129,7 +129,7 @@ class CorrelationInputs(ImageInputs):
     area: tuple[float, float] = (0.05, 0.48)
     aspect: tuple[float, float] = (1 / 3, 3.0)
     angle: tuple[float, float] = (-45.0, 45.0)
-    colours: bool = True
+    colours: str = "exemplars"
     mirror: bool = True
 
 

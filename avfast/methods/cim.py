@@ -50,7 +50,7 @@ class CIMConfig:
         area: range of an exemplar's share of the searched part.
         aspect: range of its width over height.
         angle: range of its rotation in degrees.
-        colours: change the colours of exemplars.
+        colours: whose colours are changed: of exemplars, of the context, of both (each by itself) or of none.
         mirror: mirror every other exemplar, whose place stays what it is.
         freeze_patches: keep the patch embedding as it was drawn, in both networks.
         target: network for the context: the slow copy (ema), the same network with gradient (shared) or without
@@ -79,7 +79,7 @@ class CIMConfig:
     area: tuple[float, float] = (0.05, 0.48)
     aspect: tuple[float, float] = (1 / 3, 3.0)
     angle: tuple[float, float] = (0.0, 0.0)
-    colours: bool = False
+    colours: Literal["none", "exemplars", "context", "both"] = "none"
     mirror: bool = False
     freeze_patches: bool = True
     target: Literal["ema", "shared", "stopgrad"] = "ema"
@@ -97,7 +97,7 @@ class CIMConfig:
 
 _PAPER = {
     "method.size": 224, "method.context": 160, "method.exemplar": 64, "method.count": 6,
-    "method.angle": [-45.0, 45.0], "method.colours": True, "method.mirror": True,
+    "method.angle": [-45.0, 45.0], "method.colours": "exemplars", "method.mirror": True,
     "method.momentum": 0.99, "method.decoder_dim": 512, "method.decoder_heads": 16,
     "data.batch_size": 256, "optim.lr": 1.5e-4, "optim.lr_batch": 256, "optim.warmup_epochs": 40,
     "optim.clip_norm": 1.0, "run.epochs": 300,
@@ -424,6 +424,7 @@ def _check_config(c: CIMConfig) -> None:
     allowed = {
         "target": ("ema", "shared", "stopgrad"), "loss": ("bce", "focal_mse"), "compat": ("none", "released"),
         "direction": ("context", "exemplar", "bidirectional", "correlation"),
+        "colours": ("none", "exemplars", "context", "both"),
     }  # fmt: skip
     for name, options in allowed.items():
         if getattr(c, name) not in options:
