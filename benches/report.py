@@ -162,7 +162,9 @@ def markdown(results: dict) -> str:
 def readme_block(results: dict) -> str:
     """The README's table: for every case the worst ratio first, on the most threads measured."""
     most = max((record["threads"] for record in results["cases"]), default=1)
-    chosen = [r for r in results["cases"] if r["threads"] == most and r["worst"] and r["publishable"]]
+    chosen = [
+        r for r in results["cases"] if r["threads"] == most and (r["worst"] or _could_not_run(r)) and r["publishable"]
+    ]
     held_back = [r for r in results["cases"] if r["threads"] == most and not r["publishable"]]
     lines = [
         f"Measured on {machine_line(results['machine'])}; {threads_text(most)}.",
@@ -186,15 +188,29 @@ def readme_block(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _could_not_run(record: dict) -> dict[str, str]:
+    """Those that a case is too large for, where ours did run: name to "cannot run in so much memory"."""
+    if not any(c["role"] == OURS and c["status"] == "ok" for c in record["candidates"]):
+        return {}
+    reasons = {c["name"]: c.get("reason") or "" for c in record["candidates"]}
+    return {name: reason.split(":")[0] for name, reason in reasons.items() if reason.startswith("cannot run")}
+
+
 def _readme_row(record: dict) -> str:
     by_role = {c["role"]: c for c in reversed(record["candidates"]) if c["status"] == "ok"}
     ours, published = by_role[OURS], by_role.get(PUBLISHED, {})
     worst, to_published = record["worst"], record["ratio_to_published"]
-    differs = is_difference(worst["ratio"], record["noise_floor"])
+    if worst is None:
+        refused = _could_not_run(record)
+        against = f"{', '.join(refused)} {next(iter(refused.values()))}"
+    elif is_difference(worst["ratio"], record["noise_floor"]):
+        against = f"{worst['ratio']:.2f}x ({worst['against']})"
+    else:
+        against = f"no difference ({worst['against']})"
     cells = (
         f"{record['op']} {record['mode']}",
         f"{record['shape_name']} {'x'.join(map(str, record['shape']))} {record['dtype']} {record['layout']}",
-        f"{worst['ratio']:.2f}x ({worst['against']})" if differs else f"no difference ({worst['against']})",
+        against,
         "-" if to_published is None else f"{to_published:.2f}x",
         f"{size(published.get('peak_bytes'))} to {size(ours.get('peak_bytes'))}",
         f"{ours['worst_error']:.1e}",

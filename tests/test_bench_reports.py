@@ -50,6 +50,19 @@ def test_the_headline_is_the_worst_ratio(results):
     assert "no difference (lean)" in row and "39.00x" not in row
 
 
+def test_a_case_too_large_for_everybody_else_has_its_row(results):
+    record = copy.deepcopy(results["cases"][0])
+    for entry in record["candidates"]:
+        if entry["role"] != "ours":
+            reason = "not installed" if entry["name"] == "absent" else "cannot run in 8 GiB: MemoryError"
+            entry.update(status="unavailable", reason=reason)
+    record.update(worst=None, ratio_to_published=None, speedups={})
+    row = report.readme_block({**results, "cases": [record]}).splitlines()[4]
+    assert "| published, lean cannot run in 8 GiB | - |" in row
+    record["candidates"] = [entry for entry in record["candidates"] if entry["role"] != "ours"]
+    assert "cannot run" not in report.readme_block({**results, "cases": [record]})
+
+
 def test_the_table_shows_everybody(results):
     text = report.markdown(results)
     for name in ("published", "lean", "**ours**", "| absent | unavailable: not installed"):
