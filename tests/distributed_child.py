@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import avfast
-from avfast.compat.open_clip import ClipLoss
+from avfast.compat.lightly import NTXentLoss
+from avfast.compat.open_clip import ClipLoss, SigLipLoss
 
 WORLD = 2
 ROWS = 6  # pairs per process
@@ -55,6 +56,7 @@ class TwoTowers(nn.Module):
         self.f, self.g = (nn.Sequential(nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 4)).double() for _ in range(2))
         self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         self.options = options
+        self.lightly = NTXentLoss(0.3, **options) if op == "lightly" else None
 
     def forward(self, a: Tensor, b: Tensor, labels: Tensor | None = None) -> Tensor:
         a, b, options = self.f(a), self.g(b), self.options
@@ -64,6 +66,11 @@ class TwoTowers(nn.Module):
             return avfast.sigmoid_contrastive(a, b, scale=1 / self.temperature, bias=-2 * self.temperature, **options)
         if self.op == "clip":
             return ClipLoss(**options)(F.normalize(a, dim=1), F.normalize(b, dim=1), 1 / self.temperature)
+        if self.op == "siglip":
+            scale, bias = 1 / self.temperature, -2 * self.temperature
+            return SigLipLoss(**options)(F.normalize(a, dim=1), F.normalize(b, dim=1), scale, bias)
+        if self.lightly is not None:
+            return self.temperature * self.lightly(a, b)
         return getattr(avfast, self.op)(a, b, temperature=self.temperature, **options)
 
 
@@ -107,12 +114,23 @@ def gathered_others(rank: int) -> list[dict]:
     return seen
 
 
-def gathered_float32(rank: int) -> list[Tensor]:
-    """The kernels of everyday precision: (1 + 1) gradients of each loss."""
+FLOAT32 = ("info_nce", "nt_xent", "sup_con", "sigmoid_contrastive")
+
+
+def loss_of(op: str, a: Tensor, b: Tensor, labels: Tensor, **options) -> Tensor:
+    if op == "sup_con":
+        return avfast.sup_con(a + b, labels, **options)
+    if op == "sigmoid_contrastive":
+        return avfast.sigmoid_contrastive(a, b, scale=4.0, bias=-2.0, **options)
+    return getattr(avfast, op)(a, b, **options)
+
+
+def gathered_float32(rank: int) -> list[tuple[Tensor, Tensor]]:
+    """The kernels of everyday precision: both gradients of each loss."""
     found = []
-    for op in ("info_nce", "nt_xent"):
+    for op in FLOAT32:
         a, b = (own(x, rank).float().requires_grad_() for x in pairs())
-        getattr(avfast, op)(a, b, gather=True).backward()
+        loss_of(op, a, b, own(LABELS, rank), gather=True).backward()
         found.append((a.grad, b.grad))
     return found
 
@@ -132,6 +150,25 @@ def clip_losses(rank: int) -> list[dict]:
         loss = model(a, b)
         loss.backward()
         seen.append({"loss": loss.detach(), "grads": gradients(model.module)})
+    return seen
+
+
+COMPAT = [("siglip", {}), ("lightly", {}), ("lightly", {"memory_bank_size": (20, 4)})]
+
+
+def compat_losses(rank: int) -> list[dict]:
+    """Two steps of other libraries' losses across processes; the second one meets the first one's keys in a bank."""
+    a, b = (own(x, rank) for x in pairs())
+    seen = []
+    for op, options in COMPAT:
+        processes = {"rank": rank, "world_size": WORLD} if op == "siglip" else {"gather_distributed": True}
+        model = DistributedDataParallel(TwoTowers(op, **options, **processes))
+        losses = []
+        for _ in range(2):
+            model.zero_grad()
+            losses.append(model(a, b))
+            losses[-1].backward()
+        seen.append({"losses": torch.stack(losses).detach(), "grads": gradients(model.module)})
     return seen
 
 
@@ -264,6 +301,7 @@ CASES = (
     gathered_others,
     gathered_float32,
     clip_losses,
+    compat_losses,
     gathered_half,
     gathered_in_a_group,
     second_gradient,

@@ -108,10 +108,10 @@ def test_gathered_losses_are_those_of_the_global_batch(ranks, i):
 
 
 @of(child.gathered_float32)
-@pytest.mark.parametrize("i", (0, 1), ids=("info_nce", "nt_xent"))
+@pytest.mark.parametrize("i", range(len(child.FLOAT32)), ids=child.FLOAT32)
 def test_gathered_losses_in_float32(ranks, i):
     a, b = (x.requires_grad_() for x in child.pairs())
-    loss = (avfast.info_nce, avfast.nt_xent)[i](a, b)
+    loss = child.loss_of(child.FLOAT32[i], a, b, child.LABELS)
     (loss * child.WORLD).backward()
     for position, exact in enumerate((a.grad, b.grad)):
         assert relative_error(torch.cat([seen[i][position] for seen in ranks]), exact) < 1e-6
@@ -134,6 +134,24 @@ def test_clip_loss_of_several_processes(ranks, i):
         found = seen[i]["grads"]
         assert relative_error(found.pop("temperature"), exact["temperature"]) < 1e-6
         assert_same(found, {name: grad * share for name, grad in exact.items() if name != "temperature"})
+
+
+@of(child.compat_losses)
+@pytest.mark.parametrize("i", range(len(child.COMPAT)), ids=("siglip", "lightly", "lightly with a bank"))
+def test_losses_of_other_libraries_on_several_processes(ranks, i):
+    """One process on all pairs, two steps; the bank holds the keys of both processes, in order."""
+    op, options = child.COMPAT[i]
+    model = child.TwoTowers(op, **options)
+    losses = []
+    for _ in range(2):
+        model.zero_grad()
+        losses.append(model(*child.pairs()))
+        losses[-1].backward()
+    if "memory_bank_size" in options:
+        assert losses[0] != losses[1]
+    assert relative_error(sum(seen[i]["losses"] for seen in ranks) / child.WORLD, torch.stack(losses)) < 1e-6
+    for seen in ranks:
+        assert_same(seen[i]["grads"], child.gradients(model))
 
 
 @of(child.gathered_half)
