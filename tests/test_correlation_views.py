@@ -123,6 +123,13 @@ def test_a_context_changes_its_colours_by_itself():
     torch.testing.assert_close(part.context, found.context[5:8], rtol=0, atol=1e-5)
 
 
+def test_views_are_the_same_under_autocast():
+    views, images, seeds = CorrelationViews(**SMALL, context_colours=functions.Colours()), pictures(8), torch.arange(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = views(images, seeds)
+    assert all(torch.equal(a, b) for a, b in zip(found, views(images, seeds), strict=True))
+
+
 def test_no_picture_at_all():
     batch = CorrelationViews(**SMALL)(torch.zeros(0, 3, 9, 9, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
     assert [tuple(x.shape) for x in batch] == [(0, 3, 32, 32), (0, 3, 3, 16, 16), (0, 3, 5)]

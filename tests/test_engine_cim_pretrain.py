@@ -96,6 +96,15 @@ def test_a_continued_run_is_the_same_run(trained, tmp_path):
     assert same == first
 
 
+def test_half_precision_changes_the_network_and_not_its_inputs(trained, tmp_path):
+    words = ("steps=3", "control=false", "colours=both", "angle=[-45,45]", "mirror=true", "precision=bf16")
+    assert pretrain(real_scenes(), tmp_path / "run", *words) == 0
+    assert pretrain(real_scenes(), tmp_path / "full", *words[:-1]) == 0
+    half, full = rows(tmp_path / "run"), rows(tmp_path / "full")
+    for mine, other in zip(half, full, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=0.02) and mine["loss"] != other["loss"]
+
+
 def test_a_folder_of_pictures_without_labels(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -56,10 +56,14 @@ class Colours(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor, uniforms) -> Tensor:
-        """Pictures float32 ``[N, 3, H, W]`` in [0, 1], changed in place and returned.
+        """Pictures float32 ``[N, 3, H, W]`` in [0, 1], changed in place and returned, the same under autocast.
 
         ``uniforms`` is an :class:`avfast.data.views.Uniforms` of ``N`` rows: a picture depends on its own row only.
         """
+        with torch.autocast(pictures.device.type, enabled=False):
+            return self._changed(pictures, uniforms)
+
+    def _changed(self, pictures: Tensor, uniforms) -> Tensor:
         jittered = uniforms.draw() < self.jitter_p
         factors = [uniforms.draw(max(0.0, 1 - x), 1 + x) for x in self.jitter[:3]]
         factors.append(uniforms.draw(-self.jitter[3], self.jitter[3]))

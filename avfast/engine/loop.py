@@ -222,8 +222,7 @@ class Trainer:
     def _validate(self, progress: Progress) -> None:
         if self.validator is None:
             return
-        with self.accelerator.autocast():
-            row = self.validator(self.method, self.pipeline)
+        row = self.validator(self.method, self.pipeline, self.accelerator.autocast)
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 

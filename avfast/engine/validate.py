@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +29,13 @@ class Validator:
         self.loader = loader
 
     @torch.no_grad()
-    def __call__(self, method: Method, pipeline: InputPipeline) -> dict[str, Any]:
+    def __call__(
+        self,
+        method: Method,
+        pipeline: InputPipeline,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> dict[str, Any]:
+        """``autocast`` opens the precision of the method's step; inputs are made outside of it, as in training."""
         was_training = method.training
         method.eval()
         total, count = 0.0, 0
@@ -35,7 +43,9 @@ class Validator:
         supervised, accuracies = isinstance(method.inputs, LabelledInputs), {}
         for batch in readable(self.loader):
             size = len(batch["index"])
-            output = method.validation_step(pipeline(batch))
+            inputs = pipeline(batch)
+            with autocast():
+                output = method.validation_step(inputs)
             total, count = total + output.loss.item() * size, count + size
             if supervised:
                 for name, value in output.metrics.items():
