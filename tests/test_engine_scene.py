@@ -123,12 +123,21 @@ def test_a_continued_run_equals_one_that_was_never_stopped(run, tmp_path, capsys
     assert all(torch.equal(whole[name], again[name]) for name in whole if isinstance(whole[name], torch.Tensor))
 
 
-def test_a_given_encoder_replaces_the_image_stage(run, tmp_path, capsys):
-    out = tmp_path / "given"
-    encoder = run / "image" / "export" / "encoder"
-    assert pretrain(out, f"method.visual={encoder}", "audio:run.control=false") == 0
-    assert "stage image: left out" in capsys.readouterr().out and not (out / "image").exists()
-    assert "left out" in (out / "report.md").read_text()
+def test_a_given_encoder_and_generator_replace_their_stages(run, tmp_path, capsys):
+    from avfast.generator import build_generator
+    from avfast.icgan import icgan_names
+
+    out, encoder = tmp_path / "given", run / "image" / "export" / "encoder"
+    drawn = build_generator("scene-32", condition=128)
+    state = {name: drawn.state_dict()[own] for own, name in icgan_names(drawn).items()}
+    torch.save(state, tmp_path / "g.pth")
+    given = f"method.visual={encoder}", f"method.generator_weights={tmp_path / 'g.pth'}"
+    assert pretrain(out, *given, "audio:run.control=false") == 0
+    said = capsys.readouterr().out
+    assert "stage image: left out" in said and not (out / "image").exists()
+    assert "stage generator: left out" in said and "tensors loaded" in said
+    assert (out / "report.md").read_text().count("left out") == 2
+    assert Synthesiser.load(out).images(torch.rand(1, 128)).shape == (1, 1, 3, 32, 32)
     results = json.loads((out / "results.json").read_text())
     assert "shuffled" not in results and "mean" in results
 

@@ -188,7 +188,9 @@ def test_exports_of_all_stages(targets):
         ({"eps": float("nan")}, "method.eps: expected a positive number"),
         ({"ema": 1.0}, "method.ema: expected at least 0 and below 1"),
         ({"visual_size": 8}, "method.visual_size: expected at least 16"),
-        ({"stage": "generator", "generator": "icgan-128"}, "method.generator: expected one of scene-32, scene-64"),
+        ({"stage": "generator", "generator": "icgan-128"}, "'icgan-128' has no opponent to train with here"),
+        ({"generator": "biggan"}, "method.generator: expected one of scene-32, scene-64, icgan-128, got 'biggan'"),
+        ({"generator_weights": "/no/such.pth"}, "method.generator_weights: '/no/such.pth': no such file"),
         ({"stage": "audio", "targets": "/no/such/file"}, "cannot be read"),
         ({"visual": "resnet-huge"}, "neither a preset"),
     ],
@@ -209,6 +211,12 @@ def test_clips_of_other_data_are_refused(targets):
     method = build(stage="audio", targets=targets)
     with pytest.raises(ConfigError, match="12 of 12 clips are not among the 12 of the table"):
         method({**batch(), "key": torch.arange(CLIPS)})
+
+
+def test_the_published_audio_encoder_has_its_size():
+    method = build(stage="audio", visual="resnet50", audio="resnet18")
+    assert method.head.out_features == 2048
+    assert sum(p.numel() for p in method.parameters()) == 12_220_864, "Sound2Scene, spec of the released network"
 
 
 # Checkpoints of image encoders as they are published.
@@ -274,6 +282,25 @@ def test_a_checkpoint_that_does_not_fit_says_where(tmp_path, change, message):
     with pytest.raises(ConfigError, match="method.visual_weights: .* does not fit method.visual") as error:
         build(stage="generator", visual="resnet18", visual_weights=str(tmp_path / "w.pth"))
     assert message in str(error.value)
+
+
+def test_a_given_generator_has_its_weights(tmp_path):
+    from avfast.generator import build_generator
+    from avfast.icgan import icgan_names
+
+    trained = build_generator("scene-32", condition=128).eval()
+    own = trained.state_dict()
+    state = {name: own[here].clone() for here, name in icgan_names(trained).items()}
+    torch.save(state, tmp_path / "g.pth")
+    method = build(stage="audio", generator_weights=str(tmp_path / "g.pth"))
+    given = method.given_generator().eval()
+    noise, z = trained.sample_noise(2), torch.randn(2, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(given(noise, z), trained(noise, z))
+    state.popitem()
+    torch.save(state, tmp_path / "g.pth")
+    with pytest.raises(ConfigError, match="method.generator_weights"):
+        method.given_generator()
 
 
 def test_a_missing_checkpoint_is_an_error():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from avfast.diff_augment import diff_augment
 from avfast.discriminator import DISCRIMINATORS, build_discriminator
 from avfast.encoders import Encoder, build_encoder
-from avfast.errors import ConfigError
+from avfast.errors import ConfigError, DataError
 from avfast.gan_losses import gan_losses
-from avfast.generator import GENERATORS, build_generator, fold_spectral_norm
+from avfast.generator import GENERATORS, Generator, build_generator, fold_spectral_norm
+from avfast.icgan import load_icgan
 from avfast.methods.base import (
     Batch,
     ImageInputs,
@@ -64,6 +66,8 @@ class Sound2SceneConfig:
         localiser_dim: width of the localiser's space.
         localiser_temperature: divides its logits.
         generator: network that draws, a name of avfast.generator.
+        generator_weights: a state dict in the layout of IC-GAN for that network (.pth, .safetensors); "" for none. With
+            it no generator is trained.
         augment: what both real and drawn pictures go through before they are judged.
         flip: mirror half of the real pictures.
         ema: share of its old weights that the average of the generator keeps per step.
@@ -87,6 +91,7 @@ class Sound2SceneConfig:
     localiser_dim: int = 64
     localiser_temperature: float = 0.07
     generator: str = "scene-32"
+    generator_weights: str = ""
     augment: tuple[Literal["colour", "translation", "cutout"], ...] = ("colour", "translation", "cutout")
     flip: bool = True
     ema: float = 0.995
@@ -117,8 +122,8 @@ class Sound2Scene(Method):
     defaults = {"optim.name": "adam", "optim.weight_decay": 1e-5, "run.control": False}
     presets = {
         "paper": {
-            "method.visual_size": 224, "method.frames": 10, "method.generator": "icgan-128",
-            "method.audio": "resnet18", "method.temperature": 1.0, "method.duration": 10.0, "optim.lr": 1e-3,
+            "method.visual": "resnet50", "method.visual_size": 224, "method.frames": 10,
+            "method.generator": "icgan-128", "method.audio": "resnet18", "method.temperature": 1.0, "method.duration": 10.0, "optim.lr": 1e-3,
             "optim.schedule": "constant", "optim.warmup_steps": 0, "data.batch_size": 64, "run.epochs": 100,
         },
     }  # fmt: skip
@@ -141,6 +146,10 @@ class Sound2Scene(Method):
         for name in ("temperature", "localiser_temperature", "duration", "eps"):
             if not getattr(config, name) > 0:
                 raise ConfigError(f"method.{name}: expected a positive number, got {getattr(config, name)}")
+        if config.generator not in GENERATORS:
+            raise ConfigError(f"method.generator: expected one of {', '.join(GENERATORS)}, got '{config.generator}'")
+        if config.generator_weights and not Path(config.generator_weights).is_file():
+            raise ConfigError(f"method.generator_weights: '{config.generator_weights}': no such file")
         if not 0 <= config.ema < 1:
             raise ConfigError(f"method.ema: expected at least 0 and below 1, got {config.ema}")
 
@@ -156,6 +165,25 @@ class Sound2Scene(Method):
         if path := self.config.visual_weights:
             load_image_weights(encoder, path)
         return encoder
+
+    def given_generator(self) -> Generator:
+        """The generator with the weights it was given.
+
+        Raises:
+            ConfigError: tensors that do not fit, with their names.
+        """
+        c = self.config
+        try:
+            with torch.device("meta"):  # the weights are about to be replaced, and drawing them takes longer
+                generator = build_generator(c.generator, condition=self.image_encoder_width)
+            self.account = load_icgan(generator, read_weights(c.generator_weights))
+        except DataError as error:
+            raise ConfigError(f"method.generator_weights: '{c.generator_weights}': {error}") from error
+        return generator
+
+    @property
+    def image_encoder_width(self) -> int:
+        return build_encoder(self.config.visual, in_channels=3).channels
 
     def notes(self) -> list[str]:
         visual = getattr(self, "visual", None)
@@ -233,9 +261,11 @@ class GeneratorStage(Sound2Scene):
 
     def __init__(self, config: Sound2SceneConfig) -> None:
         super().__init__(config)
-        known = ", ".join(name for name in GENERATORS if name in DISCRIMINATORS)
-        if config.generator not in known.split(", "):
-            raise ConfigError(f"method.generator: expected one of {known}, got '{config.generator}'")
+        if config.generator not in DISCRIMINATORS:
+            raise ConfigError(
+                f"method.generator: '{config.generator}' has no opponent to train with here, only weights to be given "
+                f"(method.generator_weights); trained are {', '.join(DISCRIMINATORS)}"
+            )
         self.visual = self.image_encoder().requires_grad_(False)
         self.generator = build_generator(config.generator, condition=self.visual.channels)
         self.size = self.generator.config.size

@@ -23,11 +23,13 @@ from avfast.engine.build import build_method
 from avfast.engine.checkpoint import load_checkpoint, write_atomic
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import MADE, made_folder, make_data
+from avfast.engine.export import export_modules
 from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.scene.frames import extract_frames
 from avfast.engine.scene.targets import scene_targets
 from avfast.engine.sources import DataBundle, open_data
 from avfast.errors import ConfigError
+from avfast.generator import fold_spectral_norm
 from avfast.methods import get_method
 from avfast.methods.base import ImageInputs, Method
 
@@ -116,6 +118,9 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     for name in STAGES:
         if name == "image" and scene.given:
             say(f"stage image: left out, '{scene.given}' is a trained encoder")
+        elif name == "generator" and config.method.generator_weights:
+            say(f"stage generator: left out, '{config.method.generator_weights}' is a trained generator")
+            _export_given(scene)
         else:
             if name == "audio":
                 write_targets(scene)
@@ -191,6 +196,15 @@ def run_stage(scene: Scene, name: str, budget: float | None = None) -> None:
         return
     scene.say(f"stage {name}")
     pretrain(own, say=scene.say)
+
+
+def _export_given(scene: Scene) -> None:
+    """What the generator stage would have left, of the weights that were given."""
+    method = stage_method(scene, "audio", untrained=True)
+    generator = method.given_generator().eval()
+    scene.say(str(method.account))
+    modules = {"generator": fold_spectral_norm(generator), "visual_encoder": method.image_encoder().backbone}
+    export_modules(scene.out / "generator" / "export", modules, {"recipe": RECIPE})
 
 
 def _finished(folder: Path) -> bool:

@@ -204,7 +204,8 @@ def _stages(scene: Scene) -> str:
     for name in ("image", "localiser", "generator", "audio"):
         folder = scene.out / name
         if not (folder / "results.json").is_file():
-            lines.append(f"- image: left out, `{scene.given}` was given")
+            given = scene.given if name == "image" else scene.config.method.generator_weights
+            lines.append(f"- {name}: left out, `{given}` was given")
             continue
         results = json.loads((folder / "results.json").read_text())
         step = results["best_step"] or results["step"]
