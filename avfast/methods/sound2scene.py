@@ -123,8 +123,9 @@ class Sound2Scene(Method):
     presets = {
         "paper": {
             "method.visual": "resnet50", "method.visual_size": 224, "method.frames": 10,
-            "method.generator": "icgan-128", "method.audio": "resnet18", "method.temperature": 1.0, "method.duration": 10.0, "optim.lr": 1e-3,
-            "optim.schedule": "constant", "optim.warmup_steps": 0, "data.batch_size": 64, "run.epochs": 100,
+            "method.generator": "icgan-128", "method.audio": "resnet18", "method.temperature": 1.0,
+            "method.duration": 10.0, "optim.lr": 1e-3, "optim.schedule": "constant", "optim.warmup_steps": 0,
+            "data.batch_size": 64, "run.epochs": 100,
         },
     }  # fmt: skip
     stages = {
