@@ -261,6 +261,15 @@ def test_compiles(mode):
         torch.testing.assert_close(x, y)
 
 
+def test_compiles_with_every_size_dynamic():
+    def function(a, v, there):
+        return masked_fusion(a, v, mask_a=there, mode="gated", weight_a=torch.zeros(5))
+
+    given = torch.randn(4, 3, 5), torch.randn(4, 3, 5), torch.rand(4, 3) < 0.5
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), function(*given))
+
+
 A = torch.ones(2, 3, 4)
 ON = torch.ones(2, dtype=torch.bool)
 

@@ -46,6 +46,15 @@ def readable(x: Tensor) -> bool:
     return type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a derivative of these is wanted. With forward-mode derivatives too: a kernel knows none, and would give
+    zeros where an autograd function says that it cannot."""
+    given = [x for x in tensors if x is not None]
+    if torch.autograd.forward_ad._current_level >= 0:
+        return any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None or x.requires_grad for x in given)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
+
+
 def vector(op: str, argument: str, x: object, length: int, like: Tensor) -> None:
     """A floating [length] tensor on the device of ``like``."""
     floating(op, argument, x)

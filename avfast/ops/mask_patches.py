@@ -114,13 +114,13 @@ def mask_patches(
     mask = PatchMask(keys, counts, x.shape[:-3], (patch_h, patch_w), (x.shape[-2], x.shape[-1]))
     scale, shift = (None, None) if normalize is None else _affine(name, normalize, x)
     if inplace:
-        if normalize is not None or not x.is_contiguous() or (x.requires_grad and torch.is_grad_enabled()):
+        if normalize is not None or not x.is_contiguous() or _check.differentiated(x):
             _check.fail(name, "inplace", "a contiguous x without gradient and without normalize", "another")
         _write(x.view(-1, *x.shape[-3:]), keys, counts, patch_h, patch_w, float(value))
         return x, mask
     flat = x.flatten(0, 1) if x.dim() == 5 else x
     arguments = (keys, counts, patch_h, patch_w, float(value), scale, shift)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if _check.differentiated(x):
         return _MaskPatches.apply(flat, *arguments).view(x.shape), mask
     return _forward(flat, *arguments).view(x.shape), mask
 

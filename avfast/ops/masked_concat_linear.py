@@ -64,7 +64,7 @@ def masked_concat_linear(
     masks = (_rows(name, "mask_a", mask_a, a), _rows(name, "mask_v", mask_v, a))
     rows, others = (x.reshape(lead.numel(), x.shape[-1]) for x in (a, v))
     tensors = (rows, others, weight, bias)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if _check.differentiated(*tensors):
         out = _MaskedConcatLinear.apply(*tensors, *masks)
     else:
         out = _forward(*tensors, *masks)

@@ -87,7 +87,7 @@ def masked_fusion(
     )
     options = reference.MODES.index(mode), bool(renormalize)
     tensors = (rows, others, *arguments)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if _check.differentiated(*tensors):
         out = _MaskedFusion.apply(*tensors, *options)
     else:
         out = _forward(*tensors, *options)
@@ -132,7 +132,7 @@ def _weight(name: str, argument: str, weight: Weight, x: Tensor) -> Tensor | Non
     if weight.device != x.device:
         _check.fail(name, argument, f"a tensor on {x.device}", weight.device)
     shape = (1,) * (x.dim() - weight.dim()) + tuple(weight.shape)
-    if len(shape) != x.dim() or any(n not in (1, m) for n, m in zip(shape, x.shape, strict=True)):
+    if len(shape) != x.dim() or any(n != 1 and n != m for n, m in zip(shape, x.shape, strict=True)):
         _check.fail(name, argument, f"a number or a shape that broadcasts to {tuple(x.shape)}", tuple(weight.shape))
     lead = (1,) * (x.dim() - 1) if all(n == 1 for n in shape[:-1]) else x.shape[:-1]
     return weight.to(wide).expand(*lead, shape[-1]).reshape(torch.Size(lead).numel(), shape[-1])
