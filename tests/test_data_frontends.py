@@ -65,6 +65,26 @@ def test_kaldi_fbank_against_float64(wave):
     assert np.quantile(error, 0.999) < 2e-3
 
 
+STORED = {  # frame: bands 0, 3, 10, 31, 64, 90 and 127, natural logarithms
+    0: (-0.41731, -15.94238, -9.48282, -7.21007, -7.21698, 0.93787, -1.62650),
+    13: (-0.60952, -15.94238, -2.07353, -7.19218, -7.10187, 0.93782, -1.62518),
+    49: (-2.20987, -15.94238, -9.71954, -6.92121, -7.09303, 0.93776, -1.62510),
+    97: (-4.23448, -15.94238, -11.02608, -7.17877, -6.81420, 0.93769, -1.62504),
+}
+
+
+def test_kaldi_fbank_against_stored_numbers():
+    """Of another implementation: transformers 5.23.0, audio_utils.spectrogram in float64 with its Kaldi mel filters."""
+    i = np.arange(16000)
+    signal = 0.3 * np.sin(0.02 * i) * np.exp(-i / 8000) + 0.1 * np.sin(i * i * 2e-5)
+    signal = (signal + 0.05 * ((i * 7919) % 101 - 50) / 50).astype(np.float32)
+    fbank = KaldiFbank(preset=None, layout="tf")(torch.from_numpy(signal)[None])[0, 0]
+    assert fbank.shape == (98, 128)
+    for frame, numbers in STORED.items():
+        found = fbank[frame, [0, 3, 10, 31, 64, 90, 127]]
+        torch.testing.assert_close(found, torch.tensor(numbers), rtol=0, atol=2e-4)
+
+
 def test_one_kaldi_filter_is_empty(wave):
     bank = mel_filters(128, 512, RATE, 20, RATE / 2, triangles_in="mel")
     assert (bank.sum(1) == 0).nonzero().flatten().tolist() == [3]
