@@ -14,6 +14,8 @@ for library in ("transformers", "safetensors"):
 
 from safetensors.torch import save_file  # noqa: E402
 
+import avfast  # noqa: E402
+from avfast import _library  # noqa: E402
 from avfast.errors import ConfigError  # noqa: E402
 from avfast.methods.fusion_tuning import FusionTuning, FusionTuningConfig  # noqa: E402
 from avfast.nn.adaptive_batch_norm import AdaptiveBatchNorm2d  # noqa: E402
@@ -93,6 +95,38 @@ def test_the_joint_loss_is_that_of_plain_torch_and_so_is_its_curve():
         curves.append(losses)
     assert curves[0][-1] < 0.7 * curves[0][0]
     torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-7, atol=1e-9)
+
+
+def test_kernels_follow_the_reference_with_abri_and_masks(tmp_path):
+    """The whole of it, step by step: masks by confidence, ABRi in both encoders, the fused head."""
+    files = confidence_files(tmp_path, [1.0] * 4 + [0.6] * 4, [0.5] * 4 + [0.9] * 4)
+    options = {"masks": "conf", "rho": 1.0, "eta": 2.0, "audio_init": "abri_channel", "visual_init": "abri_scalar"}
+    curves = {}
+    for backend in ("torch", "cpp"):
+        if backend == "cpp" and not _library.native:
+            pytest.skip("no compiled library")
+        method = build(**options, **files).double()
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
+        curves[backend] = []
+        with avfast.use_backend(backend):
+            for step in range(6):
+                given = {name: x.double() if x.is_floating_point() else x for name, x in batch().items()}
+                output = method(given)
+                assert output.metrics["masked_audio"] > 0 and output.metrics["masked_video"] > 0
+                optimizer.zero_grad()
+                output.loss.backward()
+                optimizer.step()
+                method.after_optimizer_step(step + 1)
+                curves[backend].append(output.loss.item())
+    assert curves["cpp"][-1] < curves["cpp"][0]
+    torch.testing.assert_close(torch.tensor(curves["cpp"]), torch.tensor(curves["torch"]), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("rho", "audio", "video"), [((1.0, 0.0), True, False), ((0.0, 1.0), False, True)])
+def test_every_stream_has_its_own_slope_and_cap(tmp_path, rho, audio, video):
+    files = confidence_files(tmp_path, [1.0] * 4 + [0.6] * 4, [0.5] * 4 + [0.9] * 4)
+    ratios = build(masks="conf", rho=rho, eta=(2.0, 3.0), **files)._mask(batch())
+    assert (ratios["audio"] > 0, ratios["video"] > 0) == (audio, video)
 
 
 def test_the_joint_stage_reports_what_each_modality_says():
@@ -207,7 +241,11 @@ def test_alpha_does_not_decay():
         ({"rho": float("nan")}, r"method.rho: expected a number in \[0, 1\]"),
         ({"eta": -1.0}, "method.eta"),
         ({"eta": float("nan")}, "method.eta"),
-        ({"alpha": float("inf")}, "method.eta, method.alpha"),
+        ({"alpha": float("inf")}, "method.alpha"),
+        ({"rho": (0.5, 1.5)}, r"method.rho: expected a number in \[0, 1\], or one for audio and one for video"),
+        ({"eta": (1.0,)}, "method.eta: expected a number from 0 on, or one for audio"),
+        ({"fps": 4.0}, "method.fps: expected 0, or at least 2 pictures"),
+        ({"fps": -1.0}, "method.fps"),
         ({"duration": 0.0}, "method.duration"),
         ({"sparsity": -1e-3}, "method.sparsity: expected a number from 0 on"),
         ({"size": 8}, "method.size: expected at least 32"),
@@ -224,4 +262,8 @@ def test_inputs_ask_for_what_the_stage_needs():
     paper = dataclasses.replace(FusionTuningConfig(), spectrogram_frames=1024, duration=10.0)
     assert FusionTuning(paper).inputs.frontend_options["frames"] == 1024
     assert build(stage="video").inputs.frontend is None and build(stage="audio").inputs.frames == 0
+    assert not build(stage="video").inputs.sound and build(stage="audio").inputs.sound
+    wanted = build(sampling="segments", fps=8.0).inputs
+    assert (wanted.sampling, wanted.fps) == ("segments", 8.0)
+    assert FusionTuning.presets["paper"]["method.sampling"] == "segments"
     assert build(duration=2.0).inputs.frontend_options["frames"] == 208

@@ -60,8 +60,8 @@ class FusionTuningConfig:
         visual_confidence: the same of the visual encoder.
         rule: which stream is masked, see avfast.mask_ratio.
         threshold: confidence from which on the other stream counts as knowing a clip.
-        eta: slope of the ratio.
-        rho: largest ratio.
+        eta: slope of the ratio, or one for audio and one for video.
+        rho: largest ratio, or one for each.
         audio_patch: a masked patch of the spectrogram, in (frames, mel bands).
         visual_patch: side of a masked patch of a picture in pixels.
         mask_seed: of the masks.
@@ -92,8 +92,8 @@ class FusionTuningConfig:
     visual_confidence: str = ""
     rule: Literal["symmetric", "released", "figure"] = "symmetric"
     threshold: float = 0.5
-    eta: float = 1.0
-    rho: float = 0.5
+    eta: float | tuple[float, float] = 1.0
+    rho: float | tuple[float, float] = 0.5
     audio_patch: tuple[int, int] = (16, 8)
     visual_patch: int = 8
     mask_seed: int = 0
@@ -312,11 +312,15 @@ def _check(c: FusionTuningConfig) -> None:
             f"method.fps: expected 0, or at least {c.frames} pictures (method.frames) in {c.duration:g} s, "
             f"got {c.fps:g} a second"
         )
-    for name in ("threshold", "rho"):
-        if not 0 <= getattr(c, name) <= 1:
-            raise ConfigError(f"method.{name}: expected a number in [0, 1], got {getattr(c, name)}")
-    if not c.eta >= 0 or not math.isfinite(c.alpha):
-        raise ConfigError(f"method.eta, method.alpha: expected finite numbers, eta from 0 on, got {c.eta}, {c.alpha}")
+    for name, most in (("threshold", 1), ("rho", 1), ("eta", math.inf)):
+        value = getattr(c, name)
+        pair = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(pair) != 2 or not all(0 <= x <= most and math.isfinite(x) for x in pair):
+            span = "in [0, 1]" if most == 1 else "from 0 on"
+            each = "" if name == "threshold" else ", or one for audio and one for video"
+            raise ConfigError(f"method.{name}: expected a number {span}{each}, got {value}")
+    if not math.isfinite(c.alpha):
+        raise ConfigError(f"method.alpha: expected a finite number, got {c.alpha}")
     if not 0 <= c.sparsity < math.inf:
         raise ConfigError(f"method.sparsity: expected a number from 0 on, got {c.sparsity}")
     if len(c.audio_patch) != 2 or min(c.audio_patch) < 1:
