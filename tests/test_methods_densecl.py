@@ -16,7 +16,7 @@ import avfast
 from avfast.encoders import Encoder
 from avfast.errors import ConfigError
 from avfast.methods import get_method
-from avfast.methods.densecl import DenseCL, DenseCLConfig
+from avfast.methods.densecl import DenseCL, DenseCLConfig, own_key_share
 
 
 def test_it_is_a_recipe():
@@ -360,6 +360,17 @@ def test_pictures_seldom_meet_their_own_older_keys():
         return sum(met) / len(met)
 
     assert share(DenseCLConfig().queue) < 0.1 < 0.6 < share(1024)
+    for queue in (256, 700, 1024):
+        assert share(queue) == pytest.approx(own_key_share(queue, 840), abs=0.03)
+
+
+def test_a_queue_that_does_not_fit_the_data_is_remarked_on():
+    method = fixtures.method(queue=1000)
+    assert method.data_notes(samples=5000, shown=1000) == []
+    (never_full,) = method.data_notes(samples=5000, shown=999)
+    assert "the queue of 1000 never fills: 999 images are shown" in never_full
+    (own,) = method.data_notes(samples=1000, shown=3000)
+    assert own.startswith("50% of images meet an older key of their own")
 
 
 def train(shuffled: bool) -> tuple[DenseCL, list[dict[str, float]]]:

@@ -244,6 +244,10 @@ class Method(nn.Module):
         """Remarks for the plan: anything about this configuration that would surprise its user."""
         return []
 
+    def data_notes(self, samples: int, shown: int) -> list[str]:
+        """Remarks on how it fits a training split of ``samples``, of which all steps together show ``shown``."""
+        return []
+
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Trainable parameters in two groups: matrices and filters decay, biases and norm gains do not."""
         trainable = [p for p in self.parameters() if p.requires_grad]

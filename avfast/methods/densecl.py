@@ -300,9 +300,37 @@ class DenseCL(Method):
             lines.append("method.loss_lambda=1 trains the dense branch from random matches; give method.lambda_start")
         return lines
 
+    def data_notes(self, samples: int, shown: int) -> list[str]:
+        queue, lines = self.config.queue, []
+        if shown < queue:
+            lines.append(
+                f"the queue of {queue} never fills: {shown} images are shown in all, and random rows stay among the "
+                "negatives; lower method.queue or train longer"
+            )
+        share = own_key_share(queue, samples)
+        if share > 0.25 and shown > samples:
+            lines.append(
+                f"{share:.0%} of images meet an older key of their own among their negatives, from the epoch before; "
+                f"lower method.queue (now {queue}, for {samples} images)"
+            )
+        return lines
+
     def param_groups(self, weight_decay: float) -> list[dict]:
         """One group: the recipe decays biases and norm gains too."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
+
+def own_key_share(queue: int, images: int) -> float:
+    """Share of images whose key of the epoch before is still in a full queue.
+
+    Between two uses of an image lie as many others as its places in two shuffled epochs are apart: 0 to 2 epochs, one
+    on average, in a triangle.
+
+    >>> round(own_key_share(1024, 840), 2), round(own_key_share(256, 840), 2)
+    (0.7, 0.05)
+    """
+    epochs = min(queue / images, 2.0)
+    return epochs**2 / 2 if epochs <= 1 else 1 - (2 - epochs) ** 2 / 2
 
 
 def _keys(view: View) -> list[Tensor]:
