@@ -279,6 +279,7 @@ MISTAKES = {
     "processes that are not there": (
         lambda: open_clip.ClipLoss(rank=1, world_size=2)(Z, Z, 1.0),
         "open_clip.ClipLoss: rank, world_size: expected 1, 2 as torch.distributed says, got 0, 1 there"),
+    "a scale of zero": (lambda: open_clip.ClipLoss()(Z, Z, 0.0), "open_clip.ClipLoss: logit_scale: expected a finite"),
     "unknown exchange": (lambda: open_clip.SigLipLoss(dist_impl="ring"), "open_clip.SigLipLoss: dist_impl: "),
     "a miner of another kind": (
         lambda: pytorch_metric_learning.NTXentLoss()(Z, torch.arange(4), indices_tuple=(Z,) * 2),

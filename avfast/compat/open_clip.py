@@ -82,6 +82,8 @@ class ClipLoss(_Distributed):
     ) -> Tensor | dict[str, Tensor]:
         """Loss of features ``[N, D]``; ``logit_scale`` is one over the temperature."""
         self.check_world()
+        if not isinstance(logit_scale, Tensor):
+            _check.number("compat.open_clip.ClipLoss", "logit_scale", logit_scale, above=0.0)
         several = self.world_size > 1
         if several and not self.gather_with_grad:
             image_features, text_features = (
