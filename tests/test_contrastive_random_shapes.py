@@ -120,6 +120,20 @@ def test_value_and_gradients(i):
         assert error <= allowed, f"{op} {dtype} output {j}: {error:.1e}, allowed {allowed:.1e}, plain {usual_error:.1e}"
 
 
+@pytest.mark.parametrize("i", range(len(OPS)), ids=OPS)
+def test_torch_may_ask_for_determinism(i):
+    """Every loss adds in one order anyway: the same bits, and nothing is refused."""
+    _, dtype, case = draw(i)
+    usual = computed(case.ours, case.leaves, case.scalars, dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        asked = computed(case.ours, case.leaves, case.scalars, dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(usual, asked, strict=True):
+        assert (a is b is None) or torch.equal(a, b)
+
+
 def test_every_loss_is_drawn_in_every_type():
     drawn = {draw(i)[:2] for i in range(CASES)}
     assert len(drawn) == len(OPS) * len(DTYPES)

@@ -63,7 +63,9 @@ def dense_contrastive(
             ``"none"``: ``[B, *S]``, 0 where there is none.
         return_parts: give a :class:`QueueLoss` instead of the loss alone.
 
-    The gradient flows to ``q``, and to ``k`` and ``queue`` where they require it; never through the match.
+    The gradient flows to ``q``, and to ``k`` and ``queue`` where they require it; never through the match. Sums have
+    one order, with one exception: on a GPU, keys that several queries share collect their gradient in one order only
+    under ``torch.use_deterministic_algorithms``.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, option, temperature, or an index outside the key map (looked
