@@ -48,9 +48,10 @@ def mixture(
     if matplotlib_figure() is None:
         return None
     waveforms = torch.cat([first + torch.tensor(gains)[:, None] * second, second[None]])
-    titles = [names[0] if g == 0 else f"+ {g:g} x {names[1]}" for g in gains] + [names[1]]
+    # Names of classes are longer than a column is wide.
+    titles = ["the first" if g == 0 else f"+ {g:g} x the second" for g in gains] + ["the second"]
     return _sweep(
-        path, synthesiser, synthesiser.embed(waveforms), titles, f"{names[0]} and {names[1]} in one scene",
+        path, synthesiser, synthesiser.embed(waveforms), titles, f"{names[0]}, and {names[1]}, in one scene",
         waveforms=waveforms, seed=seed, count=count,
     )  # fmt: skip
 
