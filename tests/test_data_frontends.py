@@ -106,6 +106,14 @@ def test_kaldi_presets_pad_before_normalising(wave, preset, mean, scale):
     assert KaldiFbank(preset)(torch.cat([x, x], 1)).shape == (1, 1, 128, 1024)
 
 
+def test_esc50_plays_its_sound_twice(wave):
+    x = torch.from_numpy(wave)[None, :80000]
+    twice = KaldiFbank("esc50", repeats=2)(x)
+    torch.testing.assert_close(twice, KaldiFbank("esc50")(torch.cat([x, x], 1)))
+    with pytest.raises(ValueError, match="KaldiFbank: repeats: expected 1 at least, got 0"):
+        KaldiFbank(repeats=0)
+
+
 def test_psd_against_scipy(wave):
     signal = pytest.importorskip("scipy.signal", reason="scipy is the oracle of the power spectral density")
     x = np.clip(np.tile(wave.astype(np.float64), 10)[:160000], -1, 1)

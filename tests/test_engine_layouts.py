@@ -17,6 +17,7 @@ from avfast.cli import main  # noqa: E402
 
 TINY = ("method.size=32", "method.frames=2", "method.duration=1", "batch_size=4", "steps=2", "run.control=false",
         "audio=resnet-tiny", "visual=resnet-tiny")  # fmt: skip
+OWN = {"esc50": ("method.spectrogram=esc50", "method.repeats=2", "method.spec_augment=[15,30]")}
 CLASSES = ("ANG", "SAD")
 
 
@@ -125,7 +126,7 @@ def test_a_few_steps_on_every_layout(layout, make, stage, tmp_path, media, silen
     root.mkdir()
     make(root, media, silent)
     command = ["pretrain", "--recipe", "fusion-tuning", "--data", f"{layout}:{root}", "--out", str(out), "--device",
-               "cpu", f"method.stage={stage}", "method.sampling=segments", *TINY]  # fmt: skip
+               "cpu", f"method.stage={stage}", "method.sampling=segments", *TINY, *OWN.get(layout, ())]  # fmt: skip
     assert main(command) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["step"] == 2 and results["scores"]["trained"][f"accuracy {stage}"]["n"] >= 4

@@ -17,7 +17,7 @@ from safetensors.torch import save_file  # noqa: E402
 import avfast  # noqa: E402
 from avfast import _library  # noqa: E402
 from avfast.errors import ConfigError  # noqa: E402
-from avfast.methods.fusion_tuning import FusionTuning, FusionTuningConfig  # noqa: E402
+from avfast.methods.fusion_tuning import SILENCE, FusionTuning, FusionTuningConfig  # noqa: E402
 from avfast.nn.adaptive_batch_norm import AdaptiveBatchNorm2d  # noqa: E402
 from avfast.nn.bn_layers import batchnorm_layers  # noqa: E402
 from avfast.ops._counter import content_key  # noqa: E402
@@ -185,6 +185,23 @@ def test_masks_depend_on_clip_and_step_and_nothing_else(tmp_path):
     assert torch.equal(given["spectrogram"], batch()["spectrogram"]), "nothing is masked in evaluation"
 
 
+@pytest.mark.parametrize("spectrogram", ["ks", "esc50", "cavmae"])
+def test_spec_augment_hides_what_silence_is_in_training_alone(spectrogram):
+    from avfast.data.frontends import KaldiFbank
+
+    shift, scale = KaldiFbank.PRESETS[spectrogram]
+    assert SILENCE[spectrogram] == pytest.approx(-shift / scale)
+    method = build(stage="audio", spec_augment=(20, 30), spectrogram=spectrogram)
+    given, kept = batch(), batch()
+    method._augment(given)
+    hidden = given["spectrogram"] != kept["spectrogram"]
+    assert hidden.any() and not hidden.all()
+    torch.testing.assert_close(given["spectrogram"][hidden], torch.tensor(SILENCE[spectrogram]).expand(hidden.sum()))
+    plain = build(stage="audio", spectrogram=spectrogram)
+    assert method.eval().validation_step(batch()).loss == plain.eval().validation_step(batch()).loss
+    assert build(stage="audio", repeats=2, duration=0.48).inputs.frontend_options["frames"] == 96
+
+
 def test_encoders_of_stage_one_start_the_joint_stage(tmp_path):
     stage = build(stage="audio", audio_init="abri_channel")
     optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
@@ -244,6 +261,9 @@ def test_alpha_does_not_decay():
         ({"alpha": float("inf")}, "method.alpha"),
         ({"rho": (0.5, 1.5)}, r"method.rho: expected a number in \[0, 1\], or one for audio and one for video"),
         ({"eta": (1.0,)}, "method.eta: expected a number from 0 on, or one for audio"),
+        ({"spec_augment": (129, 0)}, "method.spec_augment: expected up to 128 mel bands and 48 frames"),
+        ({"spec_augment": (0, 49)}, "method.spec_augment"),
+        ({"repeats": 0}, "method.repeats: expected at least 1"),
         ({"fps": 4.0}, "method.fps: expected 0, or at least 2 pictures"),
         ({"fps": -1.0}, "method.fps"),
         ({"duration": 0.0}, "method.duration"),

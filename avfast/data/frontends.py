@@ -166,14 +166,14 @@ class KaldiFbank(FrontEnd):
     ============ ================================= =========
 
     Sources: specifications of "Revisiting Pre-training in Audio-Visual Learning" (ks, esc50) and the data
-    loader of CAV-MAE (Gong et al., ICLR 2023). The ESC-50 recipe repeats the waveform twice before; that is
-    the caller's step.
+    loader of CAV-MAE (Gong et al., ICLR 2023). The ESC-50 recipe plays its 5 s twice (``repeats=2``).
 
     Args:
         preset: one of the above, or None for no normalisation and no padding.
         frames: overrides the preset's number of frames; None with ``preset=None`` keeps all.
         layout: ``"ft"`` gives ``[B, 1, 128, frames]``, ``"tf"`` gives ``[B, 1, frames, 128]`` as ABRi's
             encoders take.
+        repeats: how often the waveform is played, one after the other.
 
     >>> KaldiFbank(preset=None)(torch.randn(1, 160000)).shape
     torch.Size([1, 1, 128, 998])
@@ -193,12 +193,15 @@ class KaldiFbank(FrontEnd):
         n_mels: int = 128,
         frames: int | None = None,
         layout: str = "ft",
+        repeats: int = 1,
     ) -> None:
         super().__init__()
         _check_preset(type(self).__name__, preset, tuple(self.PRESETS))
         if layout not in ("ft", "tf"):
             raise ValueError(f"avfast.data.KaldiFbank: layout: expected 'ft' or 'tf', got {layout!r}")
-        self.sample_rate, self.layout = sample_rate, layout
+        if repeats < 1:
+            raise ValueError(f"avfast.data.KaldiFbank: repeats: expected 1 at least, got {repeats}")
+        self.sample_rate, self.layout, self.repeats = sample_rate, layout, repeats
         self.frames = 1024 if preset is not None and frames is None else frames
         self.mean, self.scale = self.PRESETS[preset] if preset is not None else (0.0, 1.0)
         self.length, self.hop = round(0.025 * sample_rate), round(0.010 * sample_rate)
@@ -213,7 +216,7 @@ class KaldiFbank(FrontEnd):
         return self.length
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
-        waveform = waveform - waveform.mean(1, keepdim=True)
+        waveform = (waveform - waveform.mean(1, keepdim=True)).repeat(1, self.repeats)
         frames = waveform.unfold(1, self.length, self.hop)
         frames = frames - frames.mean(2, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], 2)

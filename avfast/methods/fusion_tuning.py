@@ -28,11 +28,14 @@ from avfast.nn.bn_layers import batchnorm_layers
 from avfast.nn.confidences import Confidences
 from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.fusion_head import FusionHead
+from avfast.nn.spec_augment import spec_augment
 from avfast.ops.mask_patches import mask_patches
 from avfast.ops.mask_ratio import mask_ratio
 from avfast.weights import read_weights
 
 MODALITIES = ("audio", "video")
+SILENCE = {"ks": 4.503877 / 10.282552, "esc50": 5.902779 / 9.014282, "cavmae": 5.081 / 4.4849}
+"""What 0 before the normalisation of a spectrogram is after it; its padding too."""
 Init = Literal["naive", "reset_all", "reset_abnormal", "abri_scalar", "abri_channel"]
 
 
@@ -72,6 +75,9 @@ class FusionTuningConfig:
         duration: seconds per clip.
         sample_rate: audio samples per second.
         spectrogram_frames: frames of the spectrogram, padded or cut; 0 for what the duration gives, rounded up to 16.
+        spectrogram: its normalisation, a preset of avfast.data.frontends.KaldiFbank.
+        repeats: how often the sound is played, one after the other; the paper plays ESC-50's 5 s twice.
+        spec_augment: largest band and stretch of training spectrograms that are hidden, in (mel bands, frames).
     """
 
     stage: Literal["audio", "video", "joint"] = "joint"
@@ -104,6 +110,9 @@ class FusionTuningConfig:
     duration: float = 2.0
     sample_rate: int = 16000
     spectrogram_frames: int = 0
+    spectrogram: Literal["ks", "esc50", "cavmae"] = "ks"
+    repeats: int = 1
+    spec_augment: tuple[int, int] = (0, 0)
 
 
 class FusionTuning(Method):
@@ -125,6 +134,12 @@ class FusionTuning(Method):
             "method.audio": "resnet18", "method.visual": "resnet18", "method.size": 224, "method.duration": 10.0,
             "method.sampling": "segments", "method.fps": 1.0, "method.spectrogram_frames": 1024,
             "method.audio_patch": [32, 8], "method.visual_patch": 10,
+            "optim.name": "sgd", "optim.lr": 1e-3, "optim.schedule": "step", "optim.warmup_steps": 0,
+            "data.batch_size": 64, "run.epochs": 100,
+        },
+        "esc50": {  # sound alone: with method.stage=audio
+            "method.stage": "audio", "method.audio": "resnet18", "method.duration": 5.0, "method.repeats": 2,
+            "method.spectrogram": "esc50", "method.spectrogram_frames": 1024, "method.spec_augment": [15, 64],
             "optim.name": "sgd", "optim.lr": 1e-3, "optim.schedule": "step", "optim.warmup_steps": 0,
             "data.batch_size": 64, "run.epochs": 100,
         },
@@ -179,8 +194,7 @@ class FusionTuning(Method):
     @property
     def inputs(self) -> LabelledInputs:
         c = self.config
-        wanted = c.spectrogram_frames or 16 * math.ceil(c.duration * 100 / 16)
-        options = {"preset": "ks", "frames": wanted, "layout": "tf"}
+        options = {"preset": c.spectrogram, "frames": _frames(c), "layout": "tf", "repeats": c.repeats}
         frontend = None if c.stage == "video" else "kaldi-fbank"
         return LabelledInputs(
             0 if c.stage == "audio" else c.frames, c.size, c.duration, c.sample_rate, frontend,
@@ -208,6 +222,7 @@ class FusionTuning(Method):
         return {}  # there is no space in which sound and picture are compared
 
     def training_step(self, batch: Batch) -> StepOutput:
+        self._augment(batch)
         masked = self._mask(batch)
         features = self.features(batch)
         if self.config.stage == "joint":
@@ -241,6 +256,15 @@ class FusionTuning(Method):
                 for name, x in said.items() if name != "nothing"
             }  # fmt: skip
         return StepOutput(loss, metrics, kept), logits
+
+    def _augment(self, batch: Batch) -> None:
+        bands, frames = self.config.spec_augment
+        if self.config.stage == "video" or not (bands or frames) or "key" not in batch:
+            return
+        batch["spectrogram"] = spec_augment(
+            batch["spectrogram"], bands, frames, seed=self.config.mask_seed, sample_ids=batch["key"], step=self.step,
+            value=SILENCE[self.config.spectrogram],
+        )  # fmt: skip
 
     def _mask(self, batch: Batch) -> dict[str, Tensor]:
         """Mask patches of the batch in place; mean ratios by stream."""
@@ -300,9 +324,14 @@ class FusionTuning(Method):
         ]  # fmt: skip
 
 
+def _frames(c: FusionTuningConfig) -> int:
+    """Of a spectrogram."""
+    return c.spectrogram_frames or 16 * math.ceil(c.duration * c.repeats * 100 / 16)
+
+
 def _check(c: FusionTuningConfig) -> None:
     for name, least in (("frames", 1), ("size", 32), ("sample_rate", 1000), ("classes", 0), ("visual_patch", 1),
-                        ("spectrogram_frames", 0)):  # fmt: skip
+                        ("spectrogram_frames", 0), ("repeats", 1)):  # fmt: skip
         if getattr(c, name) < least:
             raise ConfigError(f"method.{name}: expected at least {least}, got {getattr(c, name)}")
     if not c.duration > 0:
@@ -323,6 +352,12 @@ def _check(c: FusionTuningConfig) -> None:
         raise ConfigError(f"method.alpha: expected a finite number, got {c.alpha}")
     if not 0 <= c.sparsity < math.inf:
         raise ConfigError(f"method.sparsity: expected a number from 0 on, got {c.sparsity}")
+    wide = _frames(c)
+    if len(c.spec_augment) != 2 or not 0 <= c.spec_augment[0] <= 128 or not 0 <= c.spec_augment[1] <= wide:
+        raise ConfigError(
+            f"method.spec_augment: expected up to 128 mel bands and {wide} frames of the spectrogram, "
+            f"got {tuple(c.spec_augment)}"
+        )
     if len(c.audio_patch) != 2 or min(c.audio_patch) < 1:
         raise ConfigError(f"method.audio_patch: expected two positive numbers, got {c.audio_patch}")
     if c.stage == "joint" and c.masks != "none":

@@ -14,6 +14,7 @@ from .group_shuffle_bn import GroupShuffleBN
 from .masked_fusion import MaskedFusion
 from .momentum import momentum_update
 from .sound_localiser import SoundLocaliser, select_frames
+from .spec_augment import spec_augment
 from .watch import ChannelWatch, watch_channels
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "reset_batchnorm",
     "scan_batchnorm",
     "select_frames",
+    "spec_augment",
     "watch_channels",
 ]
