@@ -83,6 +83,7 @@ def refused(rank: int) -> list[str]:
     for attempt in (
         lambda: GroupShuffleBN(nn.BatchNorm1d(2), 2)(torch.ones(4, 2, requires_grad=True)),
         lambda: build({})(own(global_batch(0), rank) if rank else global_batch(0)),
+        lambda: FeatureQueue(5, 2, share=True).push(torch.ones(SIZE - rank, 2)),
     ):
         try:
             attempt()
@@ -210,9 +211,11 @@ def test_each_row_goes_where_the_permutation_sends_it(ranks):
 
 def test_what_cannot_be_computed_is_refused_by_every_process(ranks):
     for rank in ranks:
-        gradient, uneven = rank["refused"]
+        gradient, uneven, pushed = rank["refused"]
         assert gradient.startswith("avfast.GroupShuffleBN: x: expected a call under torch.no_grad()")
         assert "view_q: expected the same number of rows on every process" in uneven and "[8, 4]" in uneven
+        expected = "the same number of rows on every process when share=True, got [4, 3]"
+        assert pushed == f"avfast.FeatureQueue.push: rows: expected {expected}"
 
 
 def test_shared_queues_are_one_and_others_stay_apart(ranks):

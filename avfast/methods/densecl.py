@@ -211,7 +211,8 @@ class DenseCL(Method):
 
     def training_step(self, batch: Batch) -> StepOutput:
         if self.config.share_queue or self.config.group_size:
-            require_even("densecl", "view_q", batch["view_q"])
+            option = "queues or batch norms are shared"
+            require_even("densecl", "view_q", batch["view_q"], option=option)
         q = self.network(batch["view_q"])
         with torch.no_grad():
             momentum_update(self.network, self.momentum_network, self.config.momentum)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..ops import _check
-from ..ops._distributed import gather_with_gradient
+from ..ops._distributed import gather_with_gradient, require_even
 
 
 class FeatureQueue(nn.Module):
@@ -78,7 +78,8 @@ class FeatureQueue(nn.Module):
         gradient by then, so it may come before ``backward``.
 
         Raises:
-            TypeError, ValueError: wrong dtype, shape or device.
+            TypeError, ValueError: wrong dtype, shape or device; processes that share a queue but push unequal numbers of
+                rows (looked for on the CPU only: a GPU would have to wait).
         """
         _check.floating("FeatureQueue.push", "rows", rows)
         if rows.dim() != 2 or rows.shape[1] != self.dim:
@@ -87,6 +88,8 @@ class FeatureQueue(nn.Module):
             _check.fail("FeatureQueue.push", "rows", f"a tensor on {self.rows.device}", rows.device)
         rows = rows.detach().to(self.rows.dtype)
         if self.share:
+            if _check.readable(rows):
+                require_even("FeatureQueue.push", "rows", rows, self.process_group, option="share=True")
             rows = gather_with_gradient(rows, self.process_group)[1]
         pushed = rows.shape[0]
         kept = rows[-self.size :]

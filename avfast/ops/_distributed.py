@@ -84,7 +84,9 @@ def merge_logsumexp(lse: Tensor, group: dist.ProcessGroup | None = None) -> Tens
     return top + total.log()
 
 
-def require_even(op: str, argument: str, x: Tensor, group: dist.ProcessGroup | None = None) -> None:
+def require_even(
+    op: str, argument: str, x: Tensor, group: dist.ProcessGroup | None = None, *, option: str = "gather=True"
+) -> None:
     """Every process must bring as many rows: a gather of uneven ones aborts under gloo and hangs under NCCL.
 
     Costs one integer per process, and on a GPU one wait of the host. The answer cannot be kept from call to call: a
@@ -96,7 +98,7 @@ def require_even(op: str, argument: str, x: Tensor, group: dist.ProcessGroup | N
         dist.all_gather(list(counts.split(1)), counts.new_tensor([len(x)]), group=group)
         rows = counts.tolist()
         if len(set(rows)) > 1:
-            _check.fail(op, argument, "the same number of rows on every process when gather=True", rows)
+            _check.fail(op, argument, f"the same number of rows on every process when {option}", rows)
 
 
 def gather_with_gradient(x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[int, Tensor]:
