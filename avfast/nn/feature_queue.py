@@ -78,8 +78,8 @@ class FeatureQueue(nn.Module):
         gradient by then, so it may come before ``backward``.
 
         Raises:
-            TypeError, ValueError: wrong dtype, shape or device; processes that share a queue but push unequal numbers of
-                rows (looked for on the CPU only: a GPU would have to wait).
+            TypeError, ValueError: wrong dtype, shape or device; processes that share a queue but push unequal batches
+                (looked for on the CPU only: a GPU would have to wait).
         """
         _check.floating("FeatureQueue.push", "rows", rows)
         if rows.dim() != 2 or rows.shape[1] != self.dim:
