@@ -134,6 +134,17 @@ def test_torch_may_ask_for_determinism(i):
         assert (a is b is None) or torch.equal(a, b)
 
 
+@pytest.mark.parametrize("i", range(len(OPS)), ids=OPS)
+def test_forward_mode_derivatives_are_refused_and_not_zero(i):
+    _, _, case = draw(i)
+    first, *others = (x.float() for x in case.leaves)
+    scalars = [torch.tensor(x) for x in case.scalars]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(first, torch.ones_like(first))
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            case.ours(dual, *others, *scalars)
+
+
 def test_every_loss_is_drawn_in_every_type():
     drawn = {draw(i)[:2] for i in range(CASES)}
     assert len(drawn) == len(OPS) * len(DTYPES)

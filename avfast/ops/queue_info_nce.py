@@ -102,7 +102,7 @@ def apply(
     q: Tensor, k: Tensor, queue: Tensor, match: Tensor | None, temperature: float, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss per row, positive logit and log-sum-exp [B, S] of checked arguments; only the loss has a gradient."""
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or queue.requires_grad):
+    if _check.differentiated(q, k, queue):
         return _QueueNce.apply(q, k, queue, match, temperature, normalize)
     return _forward(q, k, queue, match, temperature, normalize, False)[:3]
 

@@ -57,7 +57,7 @@ def sigmoid_contrastive(
         offset, columns = gather_with_gradient(z_b, process_group)
     else:
         warn_if_not_gathering(name)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (z_a, columns, s, b))):
+    if not _check.differentiated(z_a, columns, s, b):
         return _in_batch.reduced(_forward(z_a, columns, s, b, offset, normalize), reduction)
     if reduction == "none":
         return _SigmoidRows.apply(z_a, columns, s, b, offset, normalize)
