@@ -7,6 +7,8 @@ features, by default), its negatives are a queue of pooled dense keys, one per i
 
 The loss rises at first. The queues start with random directions, which are easy negatives; they are replaced by keys
 of real images within ``queue / batch`` steps (``queue_fill`` in the log), and only from there on does the loss fall.
+For the preset `coco-800` a published log has the halves of the loss, global and dense, at about 4.29 and 4.39 in the
+first 50 steps, 4.97 and 4.8 within the first epoch, and 3.35 and 3.40 at the end.
 """
 
 from __future__ import annotations
