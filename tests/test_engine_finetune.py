@@ -104,6 +104,20 @@ def test_resume_goes_on_with_the_stage_that_is_not_finished(tuned, tmp_path, cap
     assert again["first"] == again["second"], "the same start gives the same run"
 
 
+def test_a_joint_stage_begins_anew_when_its_encoders_have_gone_on(tuned, tmp_path, capsys):
+    """As after a budget: every stage has a run, and the audio stage was not at its end."""
+    out = tmp_path / "run"
+    shutil.copytree(tuned, out)
+    (out / "audio" / "results.json").unlink()
+    assert finetune(out, "steps=12", "method.audio_init=abri_channel", "method.threshold=0.05", "rho=1", "eta=4",
+                    "run.control=false", "--resume", "auto") == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "stage video: finished before" in said and "stage audio: finished before" not in said
+    assert "stage joint begins anew: the encoders and confidences that it starts from have gone on" in said
+    assert [r["step"] for r in rows(out / "joint") if r["kind"] == "val"] == [6, 12], "its log too"
+    assert rows(out / "joint")[-1]["loss"] == rows(tuned / "joint")[-1]["loss"], "the same encoders, the same run"
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     assert finetune(tmp_path / "dry", "steps=4", "--dry-run") == 0
     assert "stage joint" in capsys.readouterr().out and not (tmp_path / "dry").exists()

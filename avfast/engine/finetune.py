@@ -49,7 +49,8 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
         say: receives lines for the person at the terminal.
 
     Raises:
-        Interrupted: a signal came; the same command with ``--resume auto`` goes on where it was.
+        Interrupted: a signal came; the same command with ``--resume auto`` goes on where it was. A joint stage whose
+            encoders then learn more (a budget had cut them short) begins anew from them.
         AvfastError: anything the user can change.
     """
     if not hasattr(get_method(request.recipe).Config, "stage"):
@@ -61,13 +62,17 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
     words = stage_words(request)
     for name in STAGES:  # a mistake in the last stage is found before the first one trains
         parse_config(request.recipe, _without_files(words[name]), preset=request.preset, file=request.config_file)
-    began, left, spent = time.monotonic(), 1.0, 0.0
+    began, left, spent, moved = time.monotonic(), 1.0, 0.0, False
     data = request.data
     if data in MADE and not request.dry_run:  # made once, for all stages
         method = get_method(request.recipe)
         data = str(make_data(*made_folder(data, request.out, method(method.Config()).inputs), say))
     for name in STAGES:
         stage = _stage(request, name, data, words[name])
+        if moved and name == "joint" and (stage.request.out / "checkpoints" / "last.pt").is_file():
+            say("stage joint begins anew: the encoders and confidences that it starts from have gone on")
+            own = dataclasses.replace(stage.request, resume=None, force=True)
+            stage = Stage(name, own, finished=False)
         if stage.finished:
             say(f"stage {name}: finished before, in '{stage.request.out}'")
         else:
@@ -78,6 +83,7 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
             started = time.monotonic()
             pretrain(dataclasses.replace(stage.request, budget=budget), say=say, extra=dead_channels)
             spent += time.monotonic() - started
+            moved = moved or name in ENCODERS
         left -= SHARES[name]
         if request.dry_run:
             continue
