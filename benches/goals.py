@@ -127,6 +127,7 @@ STEP = "densecl_step/resnet50/contiguous/float32"
 FUSION = "masked_fusion/tokens/contiguous/float32/forward+backward"
 CONCAT = "masked_concat_linear/{}/contiguous/float32/forward+backward"
 PATCHES = "mask_patches/{}/contiguous/float32/{}"
+FUSION_STEP = "fusion_step/resnet18/contiguous/float32/train"
 CORRELATE = "correlate/recipe/contiguous/float32/{}"
 BOXES = "rotated_box_bce/recipe/contiguous/float32"
 CLASSES = "upsample_cross_entropy/{}/contiguous/float32"
@@ -204,6 +205,8 @@ GOALS = (
             ("over the best vectorised form", faster_than(LEAN, COMPILED), 1.5),
         )
     ),
+    Goal(FUSION_STEP, "over the published step", EAGER, 1),
+    Goal(FUSION_STEP, "over the leanest step in plain torch", faster_than(LEAN, COMPILED), 1),
 )
 
 
