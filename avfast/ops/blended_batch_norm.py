@@ -88,7 +88,7 @@ def blended_batch_norm(
         _check.fail(name, "x", "more than 1 value per channel when training", tuple(x.shape))
     if sync and world(process_group)[1] > 1:
         y, mean, var, count = _synchronised(x, affine, eps, relu, process_group)
-    elif torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in affine)):
+    elif _check.differentiated(x, *affine):
         y, mean, var = _BlendedBatchNorm.apply(x, *affine, eps, relu)
     else:
         y, mean, var = _forward(x, *affine, eps, relu)

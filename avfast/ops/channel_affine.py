@@ -44,7 +44,7 @@ def channel_affine(x: Tensor, scale: Tensor, shift: Tensor, *, activation: str |
 
 def apply(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     """The op on checked arguments: scale and shift in the accumulation type."""
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or shift.requires_grad):
+    if _check.differentiated(x, scale, shift):
         return _ChannelAffine.apply(x, scale, shift, relu)
     return _forward(x, scale, shift, relu)
 

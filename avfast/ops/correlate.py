@@ -73,7 +73,7 @@ def correlate(
     _check.one_of(name, "correlation", correlation, reference.MAPS)
     scale = width**-0.5 if scale is None else float(scale)
     chosen = reference.MAPS.index(correlation)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if _check.differentiated(q, k, v):
         v = v.view_as(v) if v is k else v  # torch.compile takes no node with one tensor in two places
         out, heat = _Correlate.apply(q, k, v, key_mask, scale, chosen)
     else:

@@ -70,7 +70,7 @@ def rotated_box_bce(
     _check.one_of(name, "reduction", reduction, ("mean", "sum", "none"))
     boxes, mask = _target(name, boxes, logits, height, width)
     options = height, width, float(source_size), bool(align_corners), float(shrink)
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if _check.differentiated(logits):
         sums = _BoxBce.apply(logits, boxes, mask, *options)
     else:
         sums, _ = _forward(logits.detach(), boxes, mask, *options, False)

@@ -79,7 +79,7 @@ def upsample_cross_entropy(
     _check.one_of(name, "reduction", reduction, ("mean", "sum", "none"))
     options = bool(align_corners), ignore_index, float(label_smoothing)
     per_pixel = reduction == "none"
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if _check.differentiated(logits):
         loss, total = _UpsampleCrossEntropy.apply(logits, target, weight, per_pixel, *options)
     else:
         loss, total, _ = _forward(logits.detach(), target, weight, *options, per_pixel, False)
