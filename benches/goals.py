@@ -158,6 +158,7 @@ GOALS = (
     Goal(CLIP, "over linear_cross_entropy", faster_than(PEER), 2),
     Goal(CLIP, "less memory than eager", saves_memory(2 * 8192 * 512 * 4), 50),
     Goal(SOUND2SCENE.format(256), "over cdist and two cross-entropies", EAGER, 2),
+    Goal(SOUND2SCENE.format("256-frozen"), "over cdist and two cross-entropies, images frozen", EAGER, 2),
     Goal(SOUND2SCENE.format(64), "over cdist and two cross-entropies", EAGER, 1),
     Goal(PAIRS.format(64), "over " + METRIC_LEARNING, faster_than(PEER), 1),
     Goal(PAIRS.format(256), "over " + METRIC_LEARNING, faster_than(PEER), 1),
