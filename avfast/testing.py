@@ -223,7 +223,7 @@ def _row_gradient(n: int, x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _make_pairs_gradient(shape, dtype, generator):
     a, b, temperature, *rest = _make_pairs(shape, dtype, generator)
-    row_lse, col_lse, _, count = contrastive.pair_nce_forward(a, b, temperature, *rest)
+    row_lse, col_lse, _, count, *_ = contrastive.pair_nce_forward(a, b, temperature, *rest)
     # Of other processes' rows, a column may have summed up more than it is shown here.
     col_lse += torch.rand(len(b), generator=generator, dtype=torch.float64).mul(1.4).sub(0.7).relu().to(col_lse.dtype)
     grads = [_row_gradient(len(x), a, generator) for x in (a, b)]

@@ -122,6 +122,7 @@ STATS = "channel_stats/resnet50.layer1/{}/float32"
 BLEND = "blended_batch_norm/resnet18.layer2/contiguous/float32"
 QUEUE = "queue_info_nce/dense/contiguous/{}"
 CLIP = "info_nce/clip/contiguous/float32"
+SOUND2SCENE = "info_nce/l2-{}/contiguous/float32"
 PAIRS = "nt_xent/pairs-{}/contiguous/float32"
 STEP = "densecl_step/resnet50/contiguous/float32"
 FUSION = "masked_fusion/tokens/contiguous/float32/forward+backward"
@@ -159,6 +160,9 @@ GOALS = (
     Goal(CLIP, "over linear_cross_entropy", faster_than(PEER), 2),
     Goal(CLIP, "share of FMA peak", share_of_peak, 85, "{:.1f} %"),
     Goal(CLIP, "less memory than eager", saves_memory(2 * 8192 * 512 * 4), 50),
+    Goal(SOUND2SCENE.format(256), "over cdist and two cross-entropies", EAGER, 2),
+    Goal(SOUND2SCENE.format("256-frozen"), "over cdist and two cross-entropies, images frozen", EAGER, 2),
+    Goal(SOUND2SCENE.format(64), "over cdist and two cross-entropies", EAGER, 1),
     Goal(PAIRS.format(64), "over " + METRIC_LEARNING, faster_than(PEER), 1),
     Goal(PAIRS.format(256), "over " + METRIC_LEARNING, faster_than(PEER), 1),
     *(

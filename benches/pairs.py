@@ -14,14 +14,14 @@ from .training import Step
 
 @dataclass
 class Pairs:
-    """Leaves ``z_a`` and ``z_b`` ``[N, D]``, and learned scalars by name."""
+    """Leaves ``z_a`` and ``z_b`` ``[N, D]``, the second of which may be frozen, and learned scalars by name."""
 
     z_a: Tensor
     z_b: Tensor
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, forward: Callable[[Pairs], Tensor]) -> Step:
-        leaves = {"z_a": self.z_a, "z_b": self.z_b}
+        leaves = {name: z for name, z in (("z_a", self.z_a), ("z_b", self.z_b)) if z.requires_grad}
         return Step(lambda: forward(self), {**leaves, **self.scalars}, None, inputs=leaves.values())
 
 
@@ -33,9 +33,10 @@ def _values(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return tuple((3 * (common + own)).to(dtype) for own in (a, b))
 
 
-def pairs(rows: int, width: int, dtype: torch.dtype, device: str, **scalars: float) -> Pairs:
-    """Fresh leaves of equal values."""
+def pairs(rows: int, width: int, dtype: torch.dtype, device: str, *, frozen: bool = False, **scalars: float) -> Pairs:
+    """Fresh leaves of equal values; ``frozen``: without a gradient for ``z_b``."""
     z_a, z_b = (z.to(device, copy=True).requires_grad_() for z in _values(rows, width, dtype))
+    z_b.requires_grad_(not frozen)
     learned = {name: torch.tensor(value, device=device).requires_grad_() for name, value in scalars.items()}
     return Pairs(z_a, z_b, learned)
 

@@ -40,6 +40,12 @@ inline double wide_scalar(const Tensor& x, ScalarType wide, const char* op, cons
                                     : double(*static_cast<const float*>(one.const_data_ptr()));
 }
 
+// Contiguous, uninitialised.
+inline Tensor allocate_dense(const std::array<int64_t, 4>& sizes, ScalarType dtype, const Tensor& like) {
+  return allocate(
+      {sizes.begin(), sizes.end()}, {sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1}, dtype, like);
+}
+
 // Contiguous, uninitialised, like the features.
 inline Tensor gradient_like(const Tensor& x) {
   return allocate({x.size(0), x.size(1)}, {x.size(1), 1}, x.scalar_type(), x);

@@ -41,13 +41,14 @@ Tensor queue_nce_bwd_queue(
 
 Tensors2 dense_match_fwd(Tensor feat_q, Tensor feat_k);
 
-Tensors4 pair_nce_fwd(
+Tensors6 pair_nce_fwd(
     Tensor a, Tensor b, Tensor temperature, std::optional<Tensor> labels_a, std::optional<Tensor> labels_b, int64_t positive,
-    int64_t exclude, int64_t distance, bool normalize, bool columns);
+    int64_t exclude, int64_t distance, bool normalize, bool columns, bool keep);
 Tensors3 pair_nce_bwd(
     Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor temperature, Tensor row_lse, Tensor col_lse,
     std::optional<Tensor> labels_a, std::optional<Tensor> labels_b, Tensor count, int64_t positive, int64_t exclude,
-    int64_t distance, bool normalize, bool columns);
+    int64_t distance, bool normalize, bool columns, std::optional<Tensor> logits,
+    std::optional<Tensor> lengths, bool need_a, bool need_b);
 Tensors3 self_nce_fwd(Tensor z, Tensor temperature, std::optional<Tensor> labels, bool normalize);
 Tensors2 self_nce_bwd(
     Tensor grad, Tensor z, Tensor temperature, Tensor lse, std::optional<Tensor> labels, Tensor count, bool normalize);

@@ -50,6 +50,7 @@ from avfast.benches.candidate import COMPILED
         bench_queue_nce.case("small", torch.bfloat16),
         bench_info_nce.case("small"),
         bench_info_nce.l2_case("l2-64"),
+        bench_info_nce.l2_case("l2-64-frozen"),
         bench_nt_xent.case("pairs-64"),
         bench_sigmoid.case("small"),
         bench_dense_match.case("small"),

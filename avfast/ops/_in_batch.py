@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,6 +12,9 @@ from ..reference import contrastive as reference
 from . import _check, _layout, _registry
 from ._distributed import all_gather, merge_logsumexp, world
 from ._double import own_nodes, wanted_gradients
+
+# The most that logits may take which a backward pass is to find: a matrix of 2048 x 2048 floats.
+KEPT_BYTES = 16 << 20
 
 REDUCTIONS = ("mean", "sum", "none")
 DISTANCES = ("cosine", "l2")
@@ -46,56 +51,66 @@ def pair_rows(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss of each row [N] and its number of positives. ``gathered``: columns come from every process, row blocks of
     the others are in ``group``."""
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (a, b, temperature)) and _keeps(a, b, l2)
     return _PairNce.apply(
-        a, b, temperature, labels_a, labels_b, positive, exclude, int(l2), normalize, symmetric, group, gathered
+        a, b, temperature, labels_a, labels_b, positive, exclude, int(l2), normalize, symmetric, keep, group, gathered
     )
+
+
+def _keeps(a: Tensor, b: Tensor, l2: bool) -> bool:
+    """Whether the backward pass is to find the logits rather than make them again, which costs a product in four. A GPU
+    makes them faster than it reads them, and so does a CPU that multiplies bfloat16 (which distances are not)."""
+    if a.device.type != "cpu" or (a.dtype == torch.bfloat16 and not l2):
+        return False
+    return math.prod(reference.kept_shape(len(a), len(b))) * _layout.accumulation_dtype(a).itemsize <= KEPT_BYTES
 
 
 class _PairNce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, temperature, labels_a, labels_b, *options):
-        positive, exclude, distance, normalize, symmetric, group, gathered = options
-        row_lse, col_lse, target, count = _pair_forward(
-            a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, symmetric
+        positive, exclude, distance, normalize, symmetric, keep, group, gathered = options
+        row_lse, col_lse, target, count, *kept = _pair_forward(
+            a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, symmetric, keep
         )
         if symmetric and gathered:
             col_lse = merge_logsumexp(col_lse, group)
-        ctx.save_for_backward(a, b, temperature, labels_a, labels_b, row_lse, col_lse, count)
+        kept = kept if keep else (None, None)
+        ctx.save_for_backward(a, b, temperature, labels_a, labels_b, row_lse, col_lse, count, *kept)
         ctx.options = options
         loss = row_lse - target
         if symmetric:
             loss = (loss + (col_lse[positive : positive + len(a)] - target)) / 2
-        loss = torch.where(count > 0, loss, 0.0)
+        if labels_a is not None:  # else every row has its one positive
+            loss = torch.where(count > 0, loss, 0.0)
         ctx.mark_non_differentiable(count)
         return loss, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, _count):
-        a, b, temperature, labels_a, labels_b, row_lse, col_lse, count = ctx.saved_tensors
-        positive, exclude, distance, normalize, symmetric, group, gathered = ctx.options
+        a, b, temperature, labels_a, labels_b, row_lse, col_lse, count, *kept = ctx.saved_tensors
+        positive, exclude, distance, normalize, symmetric, _, group, gathered = ctx.options
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             if symmetric and gathered:
                 raise RuntimeError("avfast: a second derivative through gather=True is not defined; use gather=False")
             found = _differentiable(ctx, grad, own_nodes(a, b, temperature), labels_a, labels_b)
-            return (*found, *(None for _ in range(9)))
-        grad = torch.where(count > 0, grad, 0.0)
-        grad_col = grad.new_zeros(len(b) if symmetric else 0)
+            return (*found, *(None for _ in range(10)))
+        grad = grad.contiguous() if labels_a is None else torch.where(count > 0, grad, 0.0)
+        grad_col = grad.new_empty(0)
         if symmetric:
             grad = grad / 2
-            if gathered:  # every column's loss belongs to the process that owns its row
-                grad_col = all_gather(grad, group)
-            else:
-                grad_col[positive : positive + len(a)] = grad
+            # Every column's loss belongs to the process that owns its row.
+            grad_col = all_gather(grad, group) if gathered else grad
+        need_a, need_b = ctx.needs_input_grad[:2]
         da, db, dt = _pair_backward(
             grad, grad_col, a, b, temperature, row_lse, col_lse, labels_a, labels_b, count, positive, exclude, distance,
-            normalize, symmetric,
+            normalize, symmetric, *kept, need_a, need_b,
         )  # fmt: skip
-        return (da, db, dt, *(None for _ in range(9)))
+        return (da if need_a else None, db if need_b else None, dt, *(None for _ in range(10)))
 
 
 def _differentiable(ctx, grad, leaves, labels_a, labels_b):
-    positive, exclude, distance, normalize, symmetric, _, _ = ctx.options
-    row_lse, col_lse, target, count = reference.pair_nce_forward(
+    positive, exclude, distance, normalize, symmetric, *_ = ctx.options
+    row_lse, col_lse, target, count, *_ = reference.pair_nce_forward(
         *leaves, labels_a, labels_b, positive, exclude, distance, normalize, symmetric
     )
     loss = row_lse - target
@@ -135,14 +150,21 @@ def gather_offset(z: Tensor, gathered: bool, group: dist.ProcessGroup | None) ->
     return world(group)[0] * len(z) if gathered else 0
 
 
-def _fake_pair_forward(a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, columns):
-    wide, n = _layout.accumulation_dtype(a), a.shape[0]
+def _fake_pair_forward(a, b, t, labels_a, labels_b, positive, exclude, distance, normalize, columns, keep=False):
+    wide, n, m = _layout.accumulation_dtype(a), a.shape[0], b.shape[0]
     row_lse, target = (a.new_empty(n, dtype=wide) for _ in range(2))
-    return row_lse, a.new_empty(b.shape[0] if columns else 0, dtype=wide), target, a.new_empty(n, dtype=torch.int32)
+    col_lse = a.new_empty(m if columns else 0, dtype=wide)
+    logits = a.new_empty(reference.kept_shape(n, m) if keep else 0, dtype=wide)
+    lengths = a.new_empty(2 * n + m if keep else 0, dtype=torch.float64)
+    return row_lse, col_lse, target, a.new_empty(n, dtype=torch.int32), logits, lengths
 
 
-def _fake_pair_backward(grad_row, grad_col, a, b, *_):
-    return a.new_empty(a.shape), b.new_empty(b.shape), grad_row.new_empty(1)
+def _fake_pair_backward(
+    grad_row, grad_col, a, b, t, row_lse, col_lse, labels_a, labels_b, count, positive, exclude, distance, normalize,
+    columns, logits=None, lengths=None, need_a=True, need_b=True,
+):  # fmt: skip
+    da, db = a.new_empty(a.shape if need_a else 0), b.new_empty(b.shape if need_b else 0)
+    return da, db, grad_row.new_empty(1)
 
 
 def _fake_self_forward(z, temperature, labels, normalize):
@@ -153,8 +175,8 @@ def _fake_self_forward(z, temperature, labels, normalize):
 _KERNELS = "avfast.kernels.contrastive"
 _pair_forward = _registry.define(
     "pair_nce_fwd(Tensor a, Tensor b, Tensor temperature, Tensor? labels_a, Tensor? labels_b, int positive,"
-    " int exclude, int distance, bool normalize, bool columns)"
-    " -> (Tensor row_lse, Tensor col_lse, Tensor target, Tensor count)",
+    " int exclude, int distance, bool normalize, bool columns, bool keep=False)"
+    " -> (Tensor row_lse, Tensor col_lse, Tensor target, Tensor count, Tensor logits, Tensor lengths)",
     op="info_nce",
     reference=reference.pair_nce_forward,
     fake=_fake_pair_forward,
@@ -163,7 +185,9 @@ _pair_forward = _registry.define(
 _pair_backward = _registry.define(
     "pair_nce_bwd(Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor temperature, Tensor row_lse,"
     " Tensor col_lse, Tensor? labels_a, Tensor? labels_b, Tensor count, int positive, int exclude, int distance,"
-    " bool normalize, bool columns) -> (Tensor da, Tensor db, Tensor dtemperature)",
+    " bool normalize, bool columns, Tensor? logits=None, Tensor? lengths=None, bool need_a=True,"
+    " bool need_b=True)"
+    " -> (Tensor da, Tensor db, Tensor dtemperature)",
     op="info_nce",
     reference=reference.pair_nce_backward,
     fake=_fake_pair_backward,

@@ -26,9 +26,11 @@ def info_nce(
     .. math:: \ell_i = -\log \frac{\exp(s(a_i, b_i) / \tau)}{\sum_j \exp(s(a_i, b_j) / \tau)}
 
     with ``s`` the cosine similarity, or minus the Euclidean distance (``distance="l2"``, clamped at 1e-6). With
-    ``symmetric`` the loss is the mean of both directions, whose sums come from one pass over the logits. Logits are
-    never stored. Sources: van den Oord et al. 2018, section 2.3 (InfoNCE); Radford et al. 2021, CLIP, figure 3
-    (symmetric); Sung-Bin et al. 2023, Sound2Scene (``distance="l2", temperature=1.0`` is its loss).
+    ``symmetric`` the loss is the mean of both directions, whose sums come from one pass over the logits. On a CPU up to
+    16 MiB of logits (2048 x 2048 floats) are kept for the backward pass; larger ones, and those on a GPU, are made
+    again and never stored. A side that needs no gradient costs none. Sources: van den Oord et al. 2018, section 2.3
+    (InfoNCE); Radford et al. 2021, CLIP, figure 3 (symmetric); Sung-Bin et al. 2023, Sound2Scene (``distance="l2",
+    temperature=1.0`` is its loss).
 
     Args:
         z_a, z_b: features ``[N, D]``, any float dtype, same shape, dtype and device; computed in at least float32.

@@ -7,6 +7,8 @@ Rows ``a`` [N, D] meet columns ``b`` [M, D] in logits ``l_ij = s_ij / temperatur
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 # Below this distance the square root has no useful slope; its gradient is defined as zero there.
 MIN_DISTANCE = 1e-6
 EPS = 1e-12  # of F.normalize
+KEPT_BLOCK = 128  # rows of either side in a block of kept logits
+HOLE = -1e30  # a kept logit that counts for nothing
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -79,10 +83,13 @@ def _same_label(labels_a: Tensor, labels_b: Tensor, exclude: int) -> Tensor:
 
 def pair_nce_forward(
     a: Tensor, b: Tensor, temperature: Tensor, labels_a: Tensor | None, labels_b: Tensor | None, positive: int,
-    exclude: int, distance: int, normalize: bool, columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Log-sum-exp of rows [N] and (with ``columns``) of columns [M], mean logit of each row's positives [N], and how
-    many there are, int32 [N]; differentiable."""
+    exclude: int, distance: int, normalize: bool, columns: bool, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Log-sum-exp of rows [N] and (with ``columns``) of columns [M], mean logit of each row's positives [N], how many
+    there are, int32 [N]. With ``keep`` also what spares a kernel's backward pass a product, else [0]: the logits, and
+    float64 [N + M + N] the lengths of all rows and the similarity (distance) of each row with its single positive.
+    Differentiable but for those two."""
+    raw_a, raw_b = a, b
     a, b = _rows(a, normalize), _rows(b, normalize)
     logits, own = pair_logits(a, b, temperature, positive if labels_a is None else -1, exclude, distance)
     if labels_a is None:
@@ -93,7 +100,30 @@ def pair_nce_forward(
         target = torch.where(same, logits, 0.0).sum(1) / number.clamp_min(1)
         count = number.to(torch.int32)
     column = _logsumexp(logits, 0) if columns else logits.new_empty(0)
-    return _logsumexp(logits, 1), column, target.to(a.dtype), count
+    kept, lengths = a.new_empty(0), a.new_empty(0, dtype=torch.float64)
+    if keep:
+        kept = _kept(logits.detach().to(a.dtype), positive if own is not None else -1)
+        similarity = torch.zeros(len(a)) if own is None else own * temperature * (-1 if distance else 1)
+        parts = (raw_a.double().norm(dim=1), raw_b.double().norm(dim=1), similarity)
+        lengths = torch.cat([part.detach().to(a.device, torch.float64) for part in parts])
+    return _logsumexp(logits, 1), column, target.to(a.dtype), count, kept, lengths
+
+
+def kept_shape(n: int, m: int) -> tuple[int, int, int, int]:
+    """Of the logits of N rows of a and M of b: blocks of b, blocks of a, rows of b and rows of a in a block."""
+    return -(-m // KEPT_BLOCK), -(-n // KEPT_BLOCK), KEPT_BLOCK, KEPT_BLOCK
+
+
+def _kept(logits: Tensor, positive: int) -> Tensor:
+    """Logits [N, M] in powers of two and in blocks, as kernels keep them: :data:`HOLE` where there is none, or it is
+    left out, or the row's single positive."""
+    n, m = logits.shape
+    shape = kept_shape(n, m)
+    powers = torch.where(logits == -torch.inf, HOLE, logits / math.log(2.0))
+    if positive >= 0:
+        powers = powers.scatter(1, _columns_of(n, positive, logits.device)[:, None], HOLE)
+    padded = F.pad(powers.T, (0, shape[1] * KEPT_BLOCK - n, 0, shape[0] * KEPT_BLOCK - m), value=HOLE)
+    return padded.view(shape[0], KEPT_BLOCK, shape[1], KEPT_BLOCK).transpose(1, 2).contiguous()
 
 
 def _logsumexp(logits: Tensor, dim: int) -> Tensor:
@@ -106,10 +136,12 @@ def _logsumexp(logits: Tensor, dim: int) -> Tensor:
 def pair_nce_backward(
     grad_row: Tensor, grad_col: Tensor, a: Tensor, b: Tensor, temperature: Tensor, row_lse: Tensor, col_lse: Tensor,
     labels_a: Tensor | None, labels_b: Tensor | None, count: Tensor, positive: int, exclude: int, distance: int,
-    normalize: bool, columns: bool,
+    normalize: bool, columns: bool, kept: Tensor | None = None, lengths: Tensor | None = None, need_a: bool = True,
+    need_b: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients da, db, dtemperature [1] of ``sum grad_row (row_lse - target) + sum grad_col (col_lse - own logit)``,
-    the second own logit only for columns whose positive row is here."""
+    the second own logit only for columns whose positive row is here. Empty [0] where not needed. ``kept`` and
+    ``lengths`` save kernels the logits; here they are made again."""
     unit_a, unit_b = _rows(a, normalize), _rows(b, normalize)
     wide = unit_a.dtype
     logits, own = pair_logits(unit_a, unit_b, temperature, positive if labels_a is None else -1, exclude, distance)
@@ -134,9 +166,9 @@ def pair_nce_backward(
         pull, index, own = direct
         e_a, e_b, e_temperature = _through_pairs(pull, own, unit_a, unit_b[index], temperature, distance)
         d_a, d_b, d_temperature = d_a + e_a, d_b.index_add(0, index, e_b), d_temperature + e_temperature
-    d_a = _through_normalize(a, unit_a, d_a, normalize)
-    d_b = _through_normalize(b, unit_b, d_b, normalize)
-    return d_a.to(a.dtype), d_b.to(b.dtype), d_temperature.reshape(1).to(wide)
+    d_a = _through_normalize(a, unit_a, d_a, normalize).to(a.dtype) if need_a else a.new_empty(0)
+    d_b = _through_normalize(b, unit_b, d_b, normalize).to(b.dtype) if need_b else b.new_empty(0)
+    return d_a, d_b, d_temperature.reshape(1).to(wide)
 
 
 def _probability(logits: Tensor, lse: Tensor) -> Tensor:
@@ -181,7 +213,7 @@ def self_nce_forward(
     """A batch [N, D] against itself without the diagonal: log-sum-exp [N], mean logit of the positives [N], and how
     many there are, int32 [N]. Without labels the positive of row i is row i + N / 2, wrapped around."""
     same = _self_positives(len(z), labels, z.device)
-    row_lse, _, target, count = pair_nce_forward(z, z, temperature, same, same, 0, 0, 0, normalize, False)
+    row_lse, _, target, count, *_ = pair_nce_forward(z, z, temperature, same, same, 0, 0, 0, normalize, False)
     return row_lse, target, count
 
 

@@ -21,7 +21,14 @@ struct PairNceArgs {
   const int32_t* count;                // [N] positives of each row; null without labels
   int64_t positive, exclude;           // exclude < 0: nothing is left out
   bool l2, normalize, columns;
+  // Made forward and read backward; null: made twice.
+  void* logits;     // [blocks of b, blocks of a, kept_block, kept_block], wide
+  double* lengths;  // [N + M + N]: of the rows of both sides, and the similarity (distance) of each row with its positive
+  bool known;       // backward
 };
+
+// Rows of either side in a block of kept logits.
+constexpr int64_t kept_block = 128;
 
 struct PairNceFwdArgs {
   PairNceArgs pair;
@@ -31,7 +38,7 @@ struct PairNceFwdArgs {
 struct PairNceBwdArgs {
   PairNceArgs pair;
   const void *grad_row, *grad_col, *row_lse, *col_lse;  // [N], [M], wide; columns only where asked for
-  void *da, *db;                                        // [N, D], [M, D], contiguous, in the dtype of a
+  void *da, *db;                                        // [N, D], [M, D], contiguous, in the dtype of a; null: not asked for
   void* dtemperature;                                   // [1], wide
 };
 

@@ -14,7 +14,7 @@ struct Halves<float> {
   using U = bf16x2_t;
   static constexpr bool possible = true;
   static constexpr int64_t columns = panel_columns<A>, lanes = lanes_of<A>, half_block = block_rows / 2;
-  const bool used;  // distances are of rows that were scaled, which bfloat16 would round again
+  const bool used;  // gradients of distances are differences of what weights add up and of their sum: rounded, they would cancel
   const int64_t depth, width;  // in elements, in pairs
   KeyReader<U> read_a, read_b;
   Scratch<U> panels{width * block_rows, uncleared};  // rows of a, transposed: [panel][pair along d][columns]

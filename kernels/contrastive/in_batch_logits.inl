@@ -23,15 +23,16 @@ struct ProductLogit {
   }
 };
 
-// -factor max(|a - b|, 1e-6), with |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+// -factor max(|a - b|, 1e-6), with |a - b|^2 = |a|^2 + |b|^2 - 2 a.b of scaled rows; `product` gives -2 a.b.
 template <typename A>
 struct DistanceLogit {
+  const ProductLogit<A> product;
   const A *a_square, *b_square;
   A factor;
 
-  V<A> operator()(V<A> product, int64_t i, int64_t j) const {
+  V<A> operator()(V<A> of_rows, int64_t i, int64_t j) const {
     constexpr A least = A(minimum_distance * minimum_distance);
-    const V<A> squares = load<A>(a_square + i) + splat<A>(b_square[j]) - product * splat<A>(A(2));
+    const V<A> squares = load<A>(a_square + i) + splat<A>(b_square[j]) + product(of_rows, i, j);
     return sqrt_v<A>(select<A>(squares < splat<A>(least), splat<A>(least), squares)) * splat<A>(-factor);
   }
 };
@@ -47,9 +48,10 @@ template <typename A>
 struct LogitBlock {
   A* data;
   int64_t i, rows, j, count;  // rows of a, rows of b
+  int64_t stride = logit_stride<A>;
 
   int64_t columns() const { return (rows + panel_columns<A> - 1) / panel_columns<A> * panel_columns<A>; }
-  A* line(int64_t r) const { return data + r * logit_stride<A>; }
+  A* line(int64_t r) const { return data + r * stride; }
 
   void leave_out(const Holes& holes) const {
     for (int h = 0; h < holes.count; ++h) {
@@ -62,29 +64,36 @@ struct LogitBlock {
   }
 };
 
-// out[r][d] += sum_k weights[r * row + k * step] * x[k][d], k in units of U
+// out[r][d] += sum_k weights[r * row + k * step] * x[k][d], k in units of U, for the d of one slice of x
+template <typename U>
+inline void add_slice(
+    int64_t rows, int64_t count, const U* weights, int64_t row, int64_t step, const U* x, int64_t x_row, int64_t slice, int64_t depth,
+    Acc<U>* out) {
+  using A = Acc<U>;
+  constexpr int64_t lanes = lanes_of<A>, columns = panel_columns<A>;
+  const int64_t left = depth - slice * columns;
+  with_width<A>((left + lanes - 1) / lanes, [&](auto vectors) {
+    for (int64_t r = 0; r < rows; r += gemm_rows<A>) {
+      with_rows<gemm_rows<A>>(rows - r, [&](auto height) {
+        V<A> tile[height()][vectors()] = {};
+        A* to = out + r * depth + slice * columns;
+        // What is added to is on its way while the sums are made.
+        for_tile(tile, [&](int h, int v, const V<A>&) { __builtin_prefetch(to + h * depth + v * lanes, 1); });
+        gemm_tile<U, height(), vectors()>(count, weights + r * row, row, step, x, x_row, tile);
+        for_tile(tile, [&](int h, int v, const V<A>& sum) {
+          A* at = to + h * depth + v * lanes;
+          if (vectors() * lanes <= left) store<A>(at, load<A>(at) + sum);
+          else store_up_to<A>(at, load_up_to(at, left - v * lanes) + sum, left - v * lanes);
+        });
+      });
+    }
+  });
+}
+
+// The same for all slices.
 template <typename U>
 inline void add_product(
     int64_t rows, int64_t count, const U* weights, int64_t row, int64_t step, const Block<U>& x, int64_t depth, Acc<U>* out) {
-  using A = Acc<U>;
-  constexpr int64_t lanes = lanes_of<A>, columns = panel_columns<A>;
-  for (int64_t s = 0; s < slices_of<A>(depth); ++s) {
-    const int64_t left = depth - s * columns;
-    with_width<A>((left + lanes - 1) / lanes, [&](auto vectors) {
-      for (int64_t r = 0; r < rows; r += gemm_rows<A>) {
-        with_rows<gemm_rows<A>>(rows - r, [&](auto height) {
-          V<A> tile[height()][vectors()] = {};
-          A* to = out + r * depth + s * columns;
-          // What is added to is on its way while the sums are made.
-          for_tile(tile, [&](int h, int v, const V<A>&) { __builtin_prefetch(to + h * depth + v * lanes, 1); });
-          gemm_tile<U, height(), vectors()>(count, weights + r * row, row, step, x.slice(s), x.row_stride, tile);
-          for_tile(tile, [&](int h, int v, const V<A>& sum) {
-            A* at = to + h * depth + v * lanes;
-            if (vectors() * lanes <= left) store<A>(at, load<A>(at) + sum);
-            else store_up_to<A>(at, load_up_to(at, left - v * lanes) + sum, left - v * lanes);
-          });
-        });
-      }
-    });
-  }
+  for (int64_t s = 0; s < slices_of<Acc<U>>(depth); ++s)
+    add_slice<U>(rows, count, weights, row, step, x.slice(s), x.row_stride, s, depth, out);
 }

@@ -1,7 +1,7 @@
 // The two sides of an in-batch loss: rows of features in any layout and type, read a block at a time, and what is known of each
 // row before any product.
 
-constexpr int64_t block_rows = 128;  // of either side; a block's scores (64 KB) and panels stay in the second-level cache
+constexpr int64_t block_rows = kept_block;  // of either side; a block's scores (64 KB) and panels stay in the second-level cache
 constexpr double minimum_norm = 1e-12;      // as F.normalize
 constexpr double minimum_distance = 1e-6;   // a shorter one has no gradient
 
@@ -40,20 +40,18 @@ struct Block {
   Row<A> row(int64_t r) const { return {data + r * row_stride, slice_stride}; }
 };
 
-// Reads rows [N, D] of any layout and type a block at a time; with `scale`, each multiplied by its own.
+// Reads rows [N, D] of any layout and type a block at a time.
 template <typename A>
 struct RowReader {
   const Rows& rows;
-  const A* scale;
   const int64_t slices = slices_of<A>(rows.depth);
   const bool in_place = rows.dtype == (std::is_same_v<A, double> ? DType::f64 : DType::f32) && rows.stride_d == 1 &&
-                        rows.depth % lanes_of<A> == 0 && !scale;
+                        rows.depth % lanes_of<A> == 0;
   const int64_t height;
   Scratch<A> packed{in_place ? 0 : slices * height * panel_columns<A>, uncleared};
 
   // One that is `idle` will not be read from.
-  RowReader(const Rows& rows, const A* scale, bool idle = false)
-      : rows(rows), scale(scale), height(idle ? 0 : std::min(block_rows, rows.count)) {}
+  explicit RowReader(const Rows& rows, bool idle = false) : rows(rows), height(idle ? 0 : std::min(block_rows, rows.count)) {}
 
   // Rows [begin, begin + count), count <= block_rows. Valid until the next read.
   Block<A> read(int64_t begin, int64_t count) const {
@@ -69,20 +67,16 @@ struct RowReader {
                rows.stride_d, packed.data + s * slice_stride);
       }
     });
-    for (int64_t s = 0; scale && s < slices; ++s)
-      for (int64_t at = 0; at < count * columns; at += lanes_of<A>) {
-        A* x = packed.data + s * slice_stride + at;
-        store<A>(x, load<A>(x) * splat<A>(scale[begin + at / columns]));
-      }
     return {packed.data, columns, slice_stride};
   }
 };
 
-// Calls f(first, count) for the blocks of [begin, end) a task gets. Each writes rows of its own only.
+// Calls f(first, last) for the rows of [begin, end) a task gets, of which each writes its own only.
 template <typename F>
-inline void for_row_blocks(const Parallel& parallel, int64_t begin, int64_t end, int64_t depth, F&& f) {
-  for_tasks(parallel, blocks_of(end - begin), (end - begin) * depth, [&](int64_t from, int64_t to) {
-    f(begin + from * block_rows, std::min(begin + to * block_rows, end));
+inline void for_row_ranges(const Parallel& parallel, int64_t begin, int64_t end, int64_t depth, F&& f) {
+  constexpr int64_t grain = 16;
+  for_tasks(parallel, (end - begin + grain - 1) / grain, (end - begin) * depth, [&](int64_t from, int64_t to) {
+    f(begin + from * grain, std::min(begin + to * grain, end));
   });
 }
 
@@ -110,8 +104,7 @@ inline double sum_over(const Row<A>& x, const Row<A>& y, int64_t depth, F&& f) {
   return sum_lanes<double>(sum[0]);
 }
 
-// One side of a loss. For cosines rows are used as they lie and the product is scaled; for distances they are scaled when read, so
-// that lengths and products are of the same numbers.
+// One side of a loss. Rows are used as they lie, and products of them are scaled.
 template <typename A>
 struct Side {
   const Rows& rows;
@@ -119,34 +112,34 @@ struct Side {
   // Zero past the last row, as all arrays here.
   Scratch<double> norm{padded_rows(rows.count)};
   Scratch<A> inverse{padded_rows(rows.count)};  // 1 / max(norm, 1e-12), or 1 where rows are used as they are
-  Scratch<A> square{distances ? padded_rows(rows.count) : 0};  // squared length of the row as it is read
+  Scratch<A> square{distances ? padded_rows(rows.count) : 0};  // squared length of the scaled row
 
-  Side(const Rows& rows, bool normalize, bool distances, const Parallel& parallel)
-      : rows(rows), normalize(normalize), distances(distances) {
-    for_row_blocks(parallel, 0, rows.count, rows.depth, [&](int64_t begin, int64_t end) {
-      const RowReader<A> raw(rows, nullptr), used = reader();
-      for (int64_t first = begin; first < end; first += block_rows) {
-        const int64_t count = std::min(block_rows, end - first);
-        const Block<A> block = raw.read(first, count);
-        for (int64_t r = 0; r < count; ++r) {
-          const double squares = sum_over(block.row(r), block.row(r), rows.depth, [](V<double> x, V<double> y) { return x * y; });
-          norm[first + r] = std::sqrt(squares);
-          inverse[first + r] = A(inverse_norm(first + r));
-        }
-        if (!distances) continue;
-        const Block<A> read = used.read(first, count);
+  // Of rows whose lengths are still to be set.
+  Side(const Rows& rows, bool normalize, bool distances) : rows(rows), normalize(normalize), distances(distances) {}
+  Side(const Rows& rows, bool normalize, bool distances, const Parallel& parallel) : Side(rows, normalize, distances) {
+    measure(0, rows.count, parallel);
+  }
+
+  void set_length(int64_t row, double length) const {
+    norm[row] = length;
+    inverse[row] = A(scale(row));
+    if (distances) square[row] = A(scaled_square(row));
+  }
+  void measure(int64_t begin, int64_t end, const Parallel& parallel) const {
+    for_row_ranges(parallel, begin, end, rows.depth, [&](int64_t from, int64_t to) {
+      const RowReader<A> reader(rows);
+      for (int64_t first = from; first < to; first += block_rows) {
+        const int64_t count = std::min(block_rows, to - first);
+        const Block<A> block = reader.read(first, count);
         for (int64_t r = 0; r < count; ++r)
-          square[first + r] = A(sum_over(read.row(r), read.row(r), rows.depth, [](V<double> x, V<double> y) { return x * y; }));
+          set_length(first + r, std::sqrt(sum_over(block.row(r), block.row(r), rows.depth, [](V<double> x, V<double> y) { return x * y; })));
       }
     });
   }
 
-  RowReader<A> reader(bool idle = false) const {
-    return RowReader<A>(rows, distances && normalize ? inverse.data : nullptr, idle);
-  }
-  double inverse_norm(int64_t row) const { return normalize ? 1 / std::max(norm[row], minimum_norm) : 1.0; }
-  // What products with the row, as it is read, are still to be multiplied by.
-  double scale(int64_t row) const { return distances ? 1.0 : inverse_norm(row); }
+  // What the row, and products with it, are to be multiplied by.
+  double scale(int64_t row) const { return normalize ? 1 / std::max(norm[row], minimum_norm) : 1.0; }
+  double scaled_square(int64_t row) const { return norm[row] * norm[row] * scale(row) * scale(row); }
   // Whether the length of the row was divided out: a shorter one was only scaled.
   bool projected(int64_t row) const { return normalize && norm[row] > minimum_norm; }
 };
@@ -168,28 +161,64 @@ struct Factors {
 
 // f(i, row of a, row of b) for i in [begin, end), where the partner of row i of a is row i + offset of b.
 template <typename A, typename F>
-inline void for_partners(const Side<A>& a, const Side<A>& b, int64_t begin, int64_t end, int64_t offset, const Parallel& parallel, F&& f) {
-  for_row_blocks(parallel, begin, end, a.rows.depth, [&](int64_t from, int64_t to) {
-    const RowReader<A> read_a = a.reader(), read_b = b.reader();
-    for (int64_t first = from; first < to; first += block_rows) {
-      const int64_t count = std::min(block_rows, to - first);
-      const Block<A> rows = read_a.read(first, count), others = read_b.read(first + offset, count);
-      for (int64_t r = 0; r < count; ++r) f(first + r, rows.row(r), others.row(r));
-    }
-  });
+inline void for_partners(const Side<A>& a, const Side<A>& b, int64_t begin, int64_t end, int64_t offset, F&& f) {
+  if (begin >= end) return;
+  const RowReader<A> read_a(a.rows), read_b(b.rows);
+  for (int64_t first = begin; first < end; first += block_rows) {
+    const int64_t count = std::min(block_rows, end - first);
+    const Block<A> rows = read_a.read(first, count), others = read_b.read(first + offset, count);
+    for (int64_t r = 0; r < count; ++r) f(first + r, rows.row(r), others.row(r));
+  }
 }
 
-// Similarity of each row with its partner, from the two rows alone: the product as it is used, or the distance from the
-// differences, at least 1e-6.
+// Distance of two scaled rows from their differences, at least 1e-6.
+template <typename A>
+inline double distance_of(const Row<A>& x, const Row<A>& y, double scale_x, double scale_y, int64_t depth) {
+  const double distance = std::sqrt(sum_over(x, y, depth, [=](V<double> u, V<double> v) {
+    const V<double> difference = u * splat<double>(scale_x) - v * splat<double>(scale_y);
+    return difference * difference;
+  }));
+  return distance < minimum_distance ? minimum_distance : distance;
+}
+
+// Similarity of each row with its partner, from the two rows alone: the product of the scaled rows.
 template <typename A>
 inline void partner_similarity(
     const Side<A>& a, const Side<A>& b, int64_t begin, int64_t end, int64_t offset, const Parallel& parallel, double* out) {
-  for_partners(a, b, begin, end, offset, parallel, [&](int64_t i, const Row<A>& x, const Row<A>& y) {
-    if (a.distances) {
-      const double distance = std::sqrt(sum_over(x, y, a.rows.depth, [](V<double> u, V<double> v) { return (u - v) * (u - v); }));
-      out[i] = distance < minimum_distance ? minimum_distance : distance;
-    } else {
+  for_row_ranges(parallel, begin, end, a.rows.depth, [&](int64_t from, int64_t to) {
+    for_partners(a, b, from, to, offset, [&](int64_t i, const Row<A>& x, const Row<A>& y) {
       out[i] = sum_over(x, y, a.rows.depth, [](V<double> u, V<double> v) { return u * v; }) * a.scale(i) * b.scale(i + offset);
-    }
+    });
+  });
+}
+
+// The lengths of both sides' rows and the similarity (distance) of partners, in one read of them all.
+template <typename A>
+inline void measure_pairs(
+    const Side<A>& a, const Side<A>& b, int64_t begin, int64_t end, int64_t offset, const Parallel& parallel, double* out) {
+  constexpr int parts = sizeof(double) / sizeof(A);
+  const int64_t depth = a.rows.depth, n = a.rows.count, m = b.rows.count;
+  a.measure(0, begin, parallel), a.measure(end, n, parallel);
+  const int64_t before = std::clamp<int64_t>(begin + offset, 0, m), after = std::clamp<int64_t>(end + offset, 0, m);
+  b.measure(0, before, parallel), b.measure(after, m, parallel);
+  for_row_ranges(parallel, begin, end, 2 * depth, [&](int64_t from, int64_t to) {
+    for_partners(a, b, from, to, offset, [&](int64_t i, const Row<A>& x, const Row<A>& y) {
+      V<double> of_a = {}, of_b = {}, both = {}, u[parts], v[parts];
+      V<double> rest_a = {}, rest_b = {}, rest = {};
+      for (int64_t d = 0; d < depth; d += lanes_of<A>) {
+        in_double(x[d], u);
+        in_double(y[d], v);
+        of_a += u[0] * u[0], of_b += v[0] * v[0], both += u[0] * v[0];
+        if constexpr (parts > 1) rest_a += u[1] * u[1], rest_b += v[1] * v[1], rest += u[1] * v[1];
+      }
+      a.set_length(i, std::sqrt(sum_lanes<double>(of_a + rest_a)));
+      b.set_length(i + offset, std::sqrt(sum_lanes<double>(of_b + rest_b)));
+      const double scale_x = a.scale(i), scale_y = b.scale(i + offset);
+      out[i] = sum_lanes<double>(both + rest) * scale_x * scale_y;
+      if (!a.distances) return;
+      const double squares = a.scaled_square(i) + b.scaled_square(i + offset), left = squares - 2 * out[i];
+      // Where much cancels, or a row is not a number: the differences themselves.
+      out[i] = left > squares / 4 ? std::max(std::sqrt(left), minimum_distance) : distance_of(x, y, scale_x, scale_y, depth);
+    });
   });
 }

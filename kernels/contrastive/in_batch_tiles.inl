@@ -18,8 +18,8 @@ struct Tiles {
       : depth(a.rows.depth),
         slices(slices_of<A>(depth)),
         halves(a, b),
-        read_a(a.reader(halves.used)),
-        read_b(b.reader(halves.used)),
+        read_a(a.rows, halves.used),
+        read_b(b.rows, halves.used),
         height(std::min(block_rows, (a.rows.count + columns - 1) / columns * columns)) {}
 
   A* panel(int64_t first_row) const { return panels.data + first_row * slices * columns; }

@@ -25,15 +25,18 @@ from .weighted_sums_triton import finish_gradient
 
 def pair_nce_fwd_triton(
     a: Tensor, b: Tensor, temperature: Tensor, labels_a: Tensor | None, labels_b: Tensor | None,
-    positive: int, exclude: int, distance: int, normalize: bool, columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    positive: int, exclude: int, distance: int, normalize: bool, columns: bool, keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Log-sum-exp of each row [N] and, if asked for, of each column [M]; mean positive logit [N] and number of
-    positives (int32 [N]) of a [N, D] against b [M, D], any strides."""
+    positives (int32 [N]) of a [N, D] against b [M, D], any strides. A GPU keeps nothing for backward,
+    whatever `keep` says."""
     n, m, wide = len(a), len(b), wide_type(a)
+    kept = tuple(torch.empty(0, dtype=t, device=a.device) for t in (wide, torch.float64))
     if n == 0 or m == 0:
         nothing = torch.full((n + m,), float("-inf"), dtype=wide, device=a.device)
         count = torch.zeros(n, dtype=torch.int32, device=a.device)
-        return nothing[:n].clone(), nothing[n:].clone() if columns else nothing[:0].clone(), count.to(wide), count
+        column_lse = nothing[n:].clone() if columns else nothing[:0].clone()
+        return nothing[:n].clone(), column_lse, count.to(wide), count, *kept
     labels = None if labels_a is None else (labels_a, labels_b)
     a, b = packed(a), packed(b)
     rows = rows_of(a, b, positive if labels is None else None, distance, normalize)
@@ -47,7 +50,7 @@ def pair_nce_fwd_triton(
         target, count = positives_of(scores.targets, scores.counts)
         row_lse = merged(scores.rows)
         column_lse = merged(scores.columns) if columns else target.new_empty(0)
-    return row_lse, column_lse, target, count
+    return row_lse, column_lse, target, count, *kept
 
 
 def positives_of(targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,14 +63,17 @@ def pair_nce_bwd_triton(
     grad_row: Tensor, grad_col: Tensor, a: Tensor, b: Tensor, temperature: Tensor, row_lse: Tensor, col_lse: Tensor,
     labels_a: Tensor | None, labels_b: Tensor | None, count: Tensor,
     positive: int, exclude: int, distance: int, normalize: bool, columns: bool,
+    logits: Tensor | None = None, lengths: Tensor | None = None, need_a: bool = True, need_b: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to a, b and the temperature of the sum of grad_row (row_lse - target) and, with `columns`,
-    the sum of grad_col (col_lse - the logit of the column's positive)."""
+    the sum of grad_col (col_lse - the logit of the column's positive). A gradient that is not needed is empty, [0]."""
     n, m, features = len(a), len(b), a.shape[1]
     if columns and labels_a is not None:
         raise NotImplementedError("avfast.pair_nce_bwd: columns: expected False with labels, got True")
     if n == 0 or m == 0:
-        return *(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (a, b)), torch.zeros_like(temperature)
+        shapes = (a.shape if need_a else 0, b.shape if need_b else 0)
+        zeros = (torch.zeros(s, dtype=x.dtype, device=x.device) for s, x in zip(shapes, (a, b), strict=True))
+        return *zeros, torch.zeros_like(temperature)
     paired = labels_a is None
     a, b = packed(a), packed(b)
     rows = rows_of(a, b, positive if paired else None, distance, normalize)
@@ -88,12 +94,15 @@ def pair_nce_bwd_triton(
         weight_b = weight_a.new_zeros(m)
         weight_b[at] = weight_a
     factor = temperature.reciprocal()
-    da = finish_gradient(
-        a, b, sums_a, rows.inverse_a, rows.inverse_b, weight_a, factor, positive, features, distance, normalize
-    )
-    db = finish_gradient(
-        b, a, sums_b, rows.inverse_b, rows.inverse_a, weight_b, factor, -positive, features, distance, normalize
-    )
+    da, db = a.new_empty(0), b.new_empty(0)
+    if need_a:
+        da = finish_gradient(
+            a, b, sums_a, rows.inverse_a, rows.inverse_b, weight_a, factor, positive, features, distance, normalize
+        )
+    if need_b:
+        db = finish_gradient(
+            b, a, sums_b, rows.inverse_b, rows.inverse_a, weight_b, factor, -positive, features, distance, normalize
+        )
     return da, db, -moment * factor
 
 

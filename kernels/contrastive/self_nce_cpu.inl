@@ -74,7 +74,8 @@ void SelfNce<A>::forward(const SelfNceFwdArgs& out) const {
 template <typename A>
 void SelfNce<A>::backward(const SelfNceBwdArgs& out) const {
   const double per_temperature = 1.0 / args.temperature;
-  SoftmaxSide<A> side(z, labels, out.lse, out.grad, args.count, 1.0, out.dz, parallel);
+  SoftmaxSide<A> side(z, labels, out.lse, out.grad, args.count, 1.0, out.dz);
+  side.gradient.clear(parallel);
   Scratch<A> column_scale(padded_rows(n));
   for (int64_t i = 0; i < n; ++i) column_scale[i] = A(z.scale(i) * per_temperature);
   with_bool(labels.present, [&](auto with_labels) {
@@ -87,7 +88,7 @@ void SelfNce<A>::backward(const SelfNceBwdArgs& out) const {
           WeightSide<A> columns = side.at(j);
           columns.scale = column_scale.data + j;
           if (i == j) columns.sum = columns.along = columns.equal = unused.data;  // its rows have it all
-          weigh<false, true, with_labels()>(block, side.at(i), columns, A(0), A(0));
+          weigh<false, true, with_labels()>(block, block, side.at(i), columns, A(0), A(0));
           tiles.weighed();
           tiles.add_to_a(side.gradient.data);
           if (i != j) tiles.add_to_b(side.gradient.data);
@@ -97,17 +98,21 @@ void SelfNce<A>::backward(const SelfNceBwdArgs& out) const {
   });
 
   auto lost = [&](int64_t i, int64_t j) { return side.lost(i, positive(i)) + side.lost(j, positive(j)); };
-  auto finish = [&](int64_t begin, int64_t end, int64_t offset) {
-    finish_rows(side.gradient, z, z, begin, end, offset, nullptr, parallel, [&](int64_t i) {
-      RowTerms<A> t;
-      if (labels.present) return t;
-      t.scale = A(z.scale(i + offset));
-      t.partner = A(-lost(i, i + offset) * per_temperature * z.scale(i));
-      return t;
-    });
-  };
-  finish(0, labels.present ? n : half, labels.present ? 0 : half);
-  if (!labels.present) finish(half, n, -half);
+  // The two halves are each other's partners.
+  for_row_ranges(parallel, 0, n, args.z.depth, [&](int64_t begin, int64_t end) {
+    for (int second = 0; second < 2; ++second) {
+      const int64_t from = second ? std::max(begin, half) : begin, to = second ? end : std::min(end, half), offset = second ? -half : half;
+      const Partners partners = labels.present ? Partners{n, n, 0} : Partners{0, n, offset};
+      if (from >= to) continue;
+      finish_rows(side.gradient, z, z, partners, from, to, nullptr, [&](int64_t i, bool paired) {
+        RowTerms<A> t;
+        if (!paired) return t;
+        t.scale = A(z.scale(i + offset));
+        t.partner = A(-lost(i, i + offset) * per_temperature * z.scale(i));
+        return t;
+      });
+    }
+  });
 
   double total = side.total();  // of weights times logits
   for (int64_t i = 0; i < half && !labels.present; ++i) total -= lost(i, i + half) * positive(i);

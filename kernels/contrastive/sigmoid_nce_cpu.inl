@@ -93,9 +93,10 @@ struct SigmoidNce {
   }
 
   void backward() const {
-    const int64_t count = std::max(groups_of(n), groups_of(m)), offset = args.positive;
+    const int64_t count = std::max(groups_of(n), groups_of(m));
     const Groups groups_a{blocks_of(n), count}, groups_b{blocks_of(m), count};
-    const GradientSum<A> da(args.a, args.da, parallel), db(args.b, args.db, parallel);
+    const GradientSum<A> da(args.a, args.da), db(args.b, args.db);
+    da.clear(parallel), db.clear(parallel);
     const Scratch<double> products(n);  // <row, gradient before the scale>
     for_group_pairs<A>(a, b, count, parallel, [&](Tiles<A>& tiles, int64_t group_a, int64_t group_b) {
       for_blocks(groups_a.begin(group_a), groups_a.end(group_a), n, [&](int64_t i, int64_t height) {
@@ -113,17 +114,17 @@ struct SigmoidNce {
 
     // The positive's weight is -grad sigmoid(-u). Sums are without the scale until they are finished.
     auto weight = [&](int64_t row) { return -double(grad[row]) / (1 + std::exp(positive(row))); };
-    auto finish = [&](const GradientSum<A>& sum, const Side<A>& own, const Side<A>& other, int64_t begin, int64_t end, int64_t by,
-                      int64_t to_row, double* with_rows) {
-      const RowTerms<A> alone{A(0), A(0), A(0), A(0), A(args.scale)};
-      finish_rows(sum, own, own, 0, begin, 0, with_rows, parallel, [&](int64_t) { return alone; });
-      finish_rows(sum, own, other, begin, end, by, with_rows, parallel, [&](int64_t i) {
-        return RowTerms<A>{A(0), A(weight(i + to_row) * own.scale(i)), A(other.scale(i + by)), A(0), A(args.scale)};
+    auto finish = [&](const GradientSum<A>& sum, const Side<A>& own, const Side<A>& other, const Partners& partners, int64_t to_row,
+                      double* with_rows) {
+      finish_side(sum, own, other, partners, with_rows, parallel, [&](int64_t i, bool paired) {
+        RowTerms<A> t{A(0), A(0), A(0), A(0), A(args.scale)};
+        if (paired) t.partner = A(weight(i + to_row) * own.scale(i)), t.scale = A(other.scale(i + partners.offset));
+        return t;
       });
-      finish_rows(sum, own, own, end, own.rows.count, 0, with_rows, parallel, [&](int64_t) { return alone; });
     };
-    finish(da, a, b, first, last, offset, 0, products.data);
-    finish(db, b, a, first + offset, last + offset, -offset, -offset, nullptr);
+    const Partners partners{first, last, args.positive};
+    finish(da, a, b, partners, 0, products.data);
+    finish(db, b, a, partners.mirrored(), -args.positive, nullptr);
 
     double dscale = 0, dbias = 0;
     for (int64_t i = 0; i < n; ++i) {

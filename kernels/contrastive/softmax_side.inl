@@ -30,8 +30,8 @@ struct SoftmaxSide {
   // lse and grad are null for a side that has no loss of its own. Products are weighted with scale_factor.
   SoftmaxSide(
       const Side<A>& side, const Labels<A>& labels, const void* lse_of, const void* grad_of, const int32_t* positives,
-      double scale_factor, void* out, const Parallel& parallel)
-      : side(side), labels(labels), has_loss(lse_of), gradient(side.rows, out, parallel) {
+      double scale_factor, void* out)
+      : side(side), labels(labels), has_loss(lse_of), gradient(side.rows, out) {
     const A *lses = static_cast<const A*>(lse_of), *grads = static_cast<const A*>(grad_of);
     for (int64_t i = 0; i < count; ++i) {
       scale[i] = A(side.scale(i) * scale_factor);

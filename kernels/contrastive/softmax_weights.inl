@@ -18,10 +18,11 @@ struct WeightSide {
   double* pull;    // of weights over distances; l2 only
 };
 
-// L2: the logit is -factor distance, and its weight is W / (temperature distance), 0 where the distance is the least there is, at
+// Weights are left in `out`, a block of the same rows, which may be the logits' own. L2: the logit is -factor distance, and its weight is W / (temperature distance), 0 where the distance is the least there is, at
 // logit `nearest`; `pull_factor` is factor / temperature.
 template <bool L2, bool COLUMNS, bool LABELS, typename A>
-inline void weigh(const LogitBlock<A>& block, const WeightSide<A>& a, const WeightSide<A>& b, A pull_factor, A nearest) {
+inline void weigh(
+    const LogitBlock<A>& block, const LogitBlock<A>& out, const WeightSide<A>& a, const WeightSide<A>& b, A pull_factor, A nearest) {
   constexpr int NV = gemm_vectors<A>;
   constexpr int64_t lanes = lanes_of<A>;
   ColumnLanes<A> column_sum(COLUMNS ? block.count : 0), column_along(COLUMNS ? block.count : 0);
@@ -29,7 +30,8 @@ inline void weigh(const LogitBlock<A>& block, const WeightSide<A>& a, const Weig
   for (int64_t p = 0; p < block.columns(); p += panel_columns<A>) {
     V<A> sum[NV] = {}, along[NV] = {}, equal[NV] = {}, pull[NV] = {};
     for (int64_t j = 0; j < block.count; ++j) {
-      A* line = block.line(j) + p;
+      const A* line = block.line(j) + p;
+      A* weights = out.line(j) + p;
       V<A> shares = {}, shares_along = {}, equals = {}, pulls = {};
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
@@ -58,7 +60,7 @@ inline void weigh(const LogitBlock<A>& block, const WeightSide<A>& a, const Weig
           pull[v] += w;
           pulls += w;
         }
-        store<A>(line + v * lanes, w * (load<A>(a.scale + i) * splat<A>(b.scale[j])));
+        store<A>(weights + v * lanes, w * (load<A>(a.scale + i) * splat<A>(b.scale[j])));
       }
       if constexpr (COLUMNS) column_sum.add(j, shares), column_along.add(j, shares_along);
       if constexpr (COLUMNS && LABELS) column_equal.add(j, equals);

@@ -22,6 +22,7 @@
 #include "../contrastive/in_batch_tiles.inl"
 #include "../contrastive/in_batch_rounds.inl"
 #include "../contrastive/in_batch_gradient.inl"
+#include "../contrastive/in_batch_kept.inl"
 #include "../contrastive/softmax_sums.inl"
 #include "../contrastive/softmax_weights.inl"
 #include "../contrastive/softmax_side.inl"
