@@ -8,6 +8,7 @@ import contrastive_formulas as plain
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import device_of
 
 import avfast
 from avfast.testing import relative_error
@@ -268,3 +269,18 @@ def test_mistakes_are_named(message):
     with pytest.raises((ValueError, TypeError)) as caught:
         MISTAKES[message]()
     assert str(caught.value) == f"avfast.{message}"
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "info_nce l2", "nt_xent", "sup_con"])
+def test_vmap_equals_a_loop(loss, way):
+    device = device_of(way)
+    a, b = (torch.randn(3, 6, 8, device=device) for _ in range(2))
+    labels = torch.tensor([[0, 0, 1, 1, 2, 2]] * 3, device=device)
+    forms = {
+        "info_nce": lambda a, b, y: avfast.info_nce(a, b, temperature=0.3),
+        "info_nce l2": lambda a, b, y: avfast.info_nce(a, b, distance="l2", symmetric=False),
+        "nt_xent": lambda a, b, y: avfast.nt_xent(a, b, temperature=0.3),
+        "sup_con": lambda a, b, y: avfast.sup_con(a, y, temperature=0.3),
+    }
+    expected = torch.stack([forms[loss](*row) for row in zip(a, b, labels, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(forms[loss])(a, b, labels), expected)

@@ -51,10 +51,27 @@ def pair_rows(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss of each row [N] and its number of positives. ``gathered``: columns come from every process, row blocks of
     the others are in ``group``."""
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (a, b, temperature)) and _keeps(a, b, l2)
-    return _PairNce.apply(
-        a, b, temperature, labels_a, labels_b, positive, exclude, int(l2), normalize, symmetric, keep, group, gathered
+    options = (positive, exclude, int(l2), normalize, symmetric)
+    if not _check.differentiated(a, b, temperature):  # and so works under vmap, which knows no autograd function
+        return _pair_loss(a, b, temperature, labels_a, labels_b, *options, False, group, gathered)[:2]
+    return _PairNce.apply(a, b, temperature, labels_a, labels_b, *options, _keeps(a, b, l2), group, gathered)
+
+
+def _pair_loss(
+    a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, symmetric, keep, group, gathered
+):  # fmt: skip
+    """Loss of each row, its number of positives, and what the backward pass reads."""
+    row_lse, col_lse, target, count, *kept = _pair_forward(
+        a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, symmetric, keep
     )
+    if symmetric and gathered:
+        col_lse = merge_logsumexp(col_lse, group)
+    loss = row_lse - target
+    if symmetric:
+        loss = (loss + (col_lse[positive : positive + len(a)] - target)) / 2
+    if labels_a is not None:  # else every row has its one positive
+        loss = torch.where(count > 0, loss, 0.0)
+    return loss, count, row_lse, col_lse, *(kept if keep else (None, None))
 
 
 def _keeps(a: Tensor, b: Tensor, l2: bool) -> bool:
@@ -68,20 +85,9 @@ def _keeps(a: Tensor, b: Tensor, l2: bool) -> bool:
 class _PairNce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, temperature, labels_a, labels_b, *options):
-        positive, exclude, distance, normalize, symmetric, keep, group, gathered = options
-        row_lse, col_lse, target, count, *kept = _pair_forward(
-            a, b, temperature, labels_a, labels_b, positive, exclude, distance, normalize, symmetric, keep
-        )
-        if symmetric and gathered:
-            col_lse = merge_logsumexp(col_lse, group)
-        kept = kept if keep else (None, None)
+        loss, count, row_lse, col_lse, *kept = _pair_loss(a, b, temperature, labels_a, labels_b, *options)
         ctx.save_for_backward(a, b, temperature, labels_a, labels_b, row_lse, col_lse, count, *kept)
         ctx.options = options
-        loss = row_lse - target
-        if symmetric:
-            loss = (loss + (col_lse[positive : positive + len(a)] - target)) / 2
-        if labels_a is not None:  # else every row has its one positive
-            loss = torch.where(count > 0, loss, 0.0)
         ctx.mark_non_differentiable(count)
         return loss, count
 
@@ -121,6 +127,9 @@ def _differentiable(ctx, grad, leaves, labels_a, labels_b):
 
 def self_rows(z: Tensor, temperature: Tensor, labels: Tensor | None, *, normalize: bool) -> tuple[Tensor, Tensor]:
     """Loss of each row [N] of a batch against itself, and its number of positives."""
+    if not _check.differentiated(z, temperature):
+        lse, target, count = _self_forward(z, temperature, labels, normalize)
+        return torch.where(count > 0, lse - target, 0.0), count
     return _SelfNce.apply(z, temperature, labels, normalize)
 
 
