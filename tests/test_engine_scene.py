@@ -123,6 +123,20 @@ def test_a_continued_run_equals_one_that_was_never_stopped(run, tmp_path, capsys
     assert all(torch.equal(whole[name], again[name]) for name in whole if isinstance(whole[name], torch.Tensor))
 
 
+def test_more_steps_for_an_early_stage_begin_the_later_ones_anew(run, tmp_path, capsys):
+    out = tmp_path / "more"
+    shutil.copytree(run, out)
+    words = ("image:run.steps=5", "--resume", "auto", "--force")
+    assert pretrain(out, *words) == 0
+    said = capsys.readouterr().out
+    assert "main: continuing at step 3 of 5" in said
+    for name in ("localiser", "generator", "audio"):
+        assert f"stage {name} begins anew" in said, name
+    state = load_checkpoint(out / "image" / "checkpoints" / "last.pt")
+    assert state["counters"]["step"] == 5
+    assert SceneTargets.read(out / "targets.safetensors").facts != SceneTargets.read(run / "targets.safetensors").facts
+
+
 def test_a_given_encoder_and_generator_replace_their_stages(run, tmp_path, capsys):
     from avfast.generator import build_generator
     from avfast.icgan import icgan_names

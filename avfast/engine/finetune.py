@@ -19,7 +19,7 @@ from avfast.engine.config import parse_config
 from avfast.engine.dead_channels import dead_channels
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.finetune_report import write_finetune_report
-from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.pretrain import Request, finished, pretrain
 from avfast.engine.sources import open_data
 from avfast.errors import ConfigError
 from avfast.methods import get_method
@@ -140,10 +140,7 @@ def _stage(request: Request, name: str, data: str, words: list[str]) -> Stage:
         if request.dry_run:
             words = [*_without_files(words), "method.masks=none"]
     own = dataclasses.replace(request, out=request.out / name, data=data, words=words)
-    done = False
-    if request.resume == "auto" and (own.out / "results.json").is_file():
-        state = load_checkpoint(own.out / "checkpoints" / "last.pt")
-        done = state["counters"]["step"] == state["config"]["steps"]
+    done = request.resume == "auto" and finished(own)
     return Stage(name, own, done)
 
 

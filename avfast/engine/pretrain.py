@@ -232,6 +232,17 @@ class Job:
         return result
 
 
+def finished(request: Request) -> bool:
+    """Whether an earlier call of this request came to its end; one that asks for more steps now did not."""
+    last = request.out / "checkpoints" / "last.pt"
+    if not (request.out / "results.json").is_file() or not last.is_file():
+        return False
+    state = load_checkpoint(last)
+    wanted = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file).to_dict()
+    as_long = all(state["config"].get(key) == wanted[key] for key in ("run.steps", "run.epochs"))
+    return as_long and state["counters"]["step"] == state["config"]["steps"]
+
+
 def _resume_path(request: Request) -> Path | None:
     """The checkpoint to continue from; refuses to write a new run over an old one."""
     last = request.out / "checkpoints" / "last.pt"

@@ -24,7 +24,7 @@ from avfast.engine.checkpoint import load_checkpoint, write_atomic
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.export import export_modules
-from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.pretrain import Request, finished, pretrain
 from avfast.engine.scene.frames import extract_frames
 from avfast.engine.scene.targets import scene_targets
 from avfast.engine.sources import DataBundle, open_data
@@ -35,6 +35,8 @@ from avfast.methods.base import ImageInputs, Method
 
 RECIPE, IMAGE_RECIPE = "sound2scene", "densecl"
 STAGES = ("image", "localiser", "generator", "audio")
+RESTS_ON = {"image": (), "localiser": ("image",), "generator": ("image",), "audio": ("image", "localiser")}
+"""Stages that a stage learns from: where one of them goes on, it begins anew."""
 SHARES = {"image": 0.25, "localiser": 0.1, "generator": 0.45, "audio": 0.2}
 """Of the budget; what a stage leaves goes to those after it."""
 
@@ -114,7 +116,7 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     if request.dry_run:
         return _dry(request, config, say)
     write_frames(scene)
-    spent, left = 0.0, 1.0
+    spent, left, moved = 0.0, 1.0, set()
     for name in STAGES:
         if name == "image" and scene.given:
             say(f"stage image: left out, '{scene.given}' is a trained encoder")
@@ -126,7 +128,8 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
                 write_targets(scene)
             started = time.monotonic()
             budget = None if request.budget is None else max(1.0, (request.budget - spent) * SHARES[name] / left)
-            run_stage(scene, name, budget)
+            anew = any(earlier in moved for earlier in RESTS_ON[name])
+            moved |= {name} if run_stage(scene, name, budget, anew=anew) else set()
             spent += time.monotonic() - started
         left -= SHARES[name]
     _collect(scene)
@@ -181,8 +184,9 @@ def write_frames(scene: Scene) -> None:
     scene.say(f"frames in '{scene.frames}'")
 
 
-def run_stage(scene: Scene, name: str, budget: float | None = None) -> None:
-    """One stage, unless an earlier call finished it."""
+def run_stage(scene: Scene, name: str, budget: float | None = None, *, anew: bool = False) -> bool:
+    """One stage, unless an earlier call finished it; whether it trained. `anew`: what an earlier call left counts for
+    nothing."""
     request = scene.request
     recipe = IMAGE_RECIPE if name == "image" else RECIPE
     data = str(scene.frames) if name in ("image", "generator") else scene.data
@@ -191,11 +195,16 @@ def run_stage(scene: Scene, name: str, budget: float | None = None) -> None:
         preset=None if name == "image" else request.preset,
         config_file=None if name == "image" else request.config_file,
     )  # fmt: skip
-    if request.resume == "auto" and _finished(own.out):
+    if anew and (own.out / "checkpoints" / "last.pt").is_file():
+        scene.say(f"stage {name} begins anew: what it learns from has gone on")
+        own = dataclasses.replace(own, resume=None, force=True)
+    elif request.resume == "auto" and finished(own):
         scene.say(f"stage {name}: finished before, in '{own.out}'")
-        return
-    scene.say(f"stage {name}")
+        return False
+    else:
+        scene.say(f"stage {name}")
     pretrain(own, say=scene.say)
+    return True
 
 
 def _export_given(scene: Scene) -> None:
@@ -205,13 +214,6 @@ def _export_given(scene: Scene) -> None:
     scene.say(str(method.account))
     modules = {"generator": fold_spectral_norm(generator), "visual_encoder": method.image_encoder().backbone}
     export_modules(scene.out / "generator" / "export", modules, {"recipe": RECIPE})
-
-
-def _finished(folder: Path) -> bool:
-    if not (folder / "results.json").is_file():
-        return False
-    state = load_checkpoint(folder / "checkpoints" / "last.pt")
-    return state["counters"]["step"] == state["config"]["steps"]
 
 
 def stage_method(scene: Scene, name: str, *, control: bool = False, untrained: bool = False) -> Method:
