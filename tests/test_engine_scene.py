@@ -182,7 +182,9 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
         (["image:method.lambda=1"], "unknown key 'method.lambda'"),
         (["--resume", "some/where.pt"], "continues its own stages with --resume auto"),
         (["method.temperature=0"], "method.temperature: expected a positive number"),
-        (["method.generator=icgan-128", "--preset", "none"], "has no preset 'none'"),
+        (["--preset", "none"], "has no preset 'none'"),
+        (["method.generator=icgan-128"], "'icgan-128' has no opponent to train with here"),
+        (["--preset", "paper"], "'icgan-128' has no opponent to train with here"),
     ],
 )
 def test_mistakes_are_said_before_anything_trains(tmp_path, capsys, words, message):

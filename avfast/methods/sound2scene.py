@@ -116,7 +116,7 @@ class Sound2Scene(Method):
         venue="CVPR 2023",
         arxiv="2303.17490",
         summary="a picture from a sound: image encoder, conditional GAN, and audio encoder, one after the other",
-        needs="clips with sound; no labels. Optional: a local folder with a trained image encoder",
+        needs="clips with sound; no labels. Optional: a trained image encoder; IC-GAN weights for the paper's generator",
     )
     Config = Sound2SceneConfig
     defaults = {"optim.name": "adam", "optim.weight_decay": 1e-5, "run.control": False}
@@ -252,6 +252,18 @@ class LocaliserStage(Sound2Scene):
         )
 
 
+def require_opponent(config: Sound2SceneConfig) -> None:
+    """
+    Raises:
+        ConfigError: a generator that can only be given, and is not.
+    """
+    if config.generator not in DISCRIMINATORS and not config.generator_weights:
+        raise ConfigError(
+            f"method.generator: '{config.generator}' has no opponent to train with here, only weights to be given "
+            f"(method.generator_weights); trained are {', '.join(DISCRIMINATORS)}"
+        )
+
+
 class GeneratorStage(Sound2Scene):
     """A generator conditioned on the feature of a picture against a discriminator that sees both (IC-GAN, Casanova et
     al. 2021, without its neighbours), updated at the same time from one loss.
@@ -262,11 +274,7 @@ class GeneratorStage(Sound2Scene):
 
     def __init__(self, config: Sound2SceneConfig) -> None:
         super().__init__(config)
-        if config.generator not in DISCRIMINATORS:
-            raise ConfigError(
-                f"method.generator: '{config.generator}' has no opponent to train with here, only weights to be given "
-                f"(method.generator_weights); trained are {', '.join(DISCRIMINATORS)}"
-            )
+        require_opponent(config)
         self.visual = self.image_encoder().requires_grad_(False)
         self.generator = build_generator(config.generator, condition=self.visual.channels)
         self.size = self.generator.config.size

@@ -32,6 +32,7 @@ from avfast.errors import ConfigError
 from avfast.generator import fold_spectral_norm
 from avfast.methods import get_method
 from avfast.methods.base import ImageInputs, Method
+from avfast.methods.sound2scene import require_opponent
 
 RECIPE, IMAGE_RECIPE = "sound2scene", "densecl"
 STAGES = ("image", "localiser", "generator", "audio")
@@ -160,6 +161,7 @@ def _config(request: Request) -> TrainConfig:
         own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
         parse_config(IMAGE_RECIPE, own) if name == "image" else parse_config(RECIPE, [*common, *own])
     get_method(RECIPE)(config.method)  # values that no network can have
+    require_opponent(config.method)
     return config
 
 
