@@ -116,7 +116,7 @@ class Sound2Scene(Method):
         venue="CVPR 2023",
         arxiv="2303.17490",
         summary="a picture from a sound: image encoder, conditional GAN, and audio encoder, one after the other",
-        needs="clips with sound; no labels. Optional: a trained image encoder; IC-GAN weights for the paper's generator",
+        needs="clips with sound; no labels. Optional: a trained image encoder; IC-GAN weights, as in the paper",
     )
     Config = Sound2SceneConfig
     defaults = {"optim.name": "adam", "optim.weight_decay": 1e-5, "run.control": False}
