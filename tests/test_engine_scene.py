@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +29,7 @@ from avfast.errors import ConfigError, DataError  # noqa: E402
 from avfast.methods.base import ImageInputs, Inputs  # noqa: E402
 from avfast.nn.scene_targets import SceneTargets  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ("method.frames=2", "method.visual_size=32", "method.visual=resnet-tiny", "method.duration=1",
         "data.batch_size=8", "image:data.batch_size=8", "image:method.group_size=4", "image:run.steps=3",
         "localiser:run.steps=3", "generator:run.steps=4", "generator:run.save_every=2",
@@ -254,3 +259,18 @@ def test_one_stage_by_name_needs_what_the_others_made(tmp_path):
                       "data.batch_size=8", "method.duration=1"], device="cpu")  # fmt: skip
     with pytest.raises(ConfigError, match="the audio stage needs the features of the frames"):
         pretrain_one(request, say=lambda line: None)
+
+
+def test_two_processes_train_one_scene_and_one_report(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avfast"]
+    words = ["pretrain", "--recipe", "sound2scene", "--data", str(real_clips()), "--out", str(tmp_path), *TINY,
+             "--device", "cpu", "audio:run.control=false", "data.batch_size=4", "image:data.batch_size=4",
+             "image:method.group_size=2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report of all stages") == 1 and done.stdout.count("stage generator\n") == 1
+    for name in ("image", "localiser", "generator", "audio"):
+        state = load_checkpoint(tmp_path / name / "checkpoints" / "last.pt")
+        assert state["config"]["processes"] == 2 and len(state["rng"]) == 2
+    assert json.loads((tmp_path / "results.json").read_text())["trained"]["FID"]["value"] > 0

@@ -26,6 +26,7 @@ from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.export import export_modules
 from avfast.engine.pretrain import Request, finished, pretrain
 from avfast.engine.scene.frames import extract_frames
+from avfast.engine.scene.processes import is_main, main_first
 from avfast.engine.scene.targets import scene_targets
 from avfast.engine.sources import DataBundle, open_data
 from avfast.errors import ConfigError
@@ -95,7 +96,8 @@ class Scene:
 
 
 def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path | None:
-    """Run the stages that are not finished and write one report; its path, or None after a dry run.
+    """Run the stages that are not finished and write one report; its path, or None after a dry run and in all but the
+    main process.
 
     Args:
         request: as of ``avfast pretrain``. ``out`` gets a folder per stage. A word ``generator:KEY=VALUE`` (or
@@ -113,26 +115,32 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
     began = time.monotonic()
     if request.data in MADE and request.dry_run:
         return _dry(request, config, say)
-    scene = open_scene(request, say)
-    if request.dry_run:
-        return _dry(request, config, say)
-    write_frames(scene)
+    say = say if is_main() else lambda line: None
+    with main_first(request.device):
+        scene = open_scene(request, say)
+        if request.dry_run:
+            return _dry(request, config, say)
+        write_frames(scene)
     spent, left, moved = 0.0, 1.0, set()
     for name in STAGES:
         if name == "image" and scene.given:
             say(f"stage image: left out, '{scene.given}' is a trained encoder")
         elif name == "generator" and config.method.generator_weights:
             say(f"stage generator: left out, '{config.method.generator_weights}' is a trained generator")
-            _export_given(scene)
+            if is_main():
+                _export_given(scene)
         else:
             if name == "audio":
-                write_targets(scene)
+                with main_first(request.device):
+                    write_targets(scene)
             started = time.monotonic()
             budget = None if request.budget is None else max(1.0, (request.budget - spent) * SHARES[name] / left)
             anew = any(earlier in moved for earlier in RESTS_ON[name])
             moved |= {name} if run_stage(scene, name, budget, anew=anew) else set()
             spent += time.monotonic() - started
         left -= SHARES[name]
+    if not is_main():
+        return None
     _collect(scene)
     from avfast.engine.scene.report import write_scene_report
 
