@@ -173,18 +173,14 @@ class Sound2Scene(Method):
         Raises:
             ConfigError: tensors that do not fit, with their names.
         """
-        c = self.config
+        c, width = self.config, build_encoder(self.config.visual, in_channels=3).channels
         try:
             with torch.device("meta"):  # the weights are about to be replaced, and drawing them takes longer
-                generator = build_generator(c.generator, condition=self.image_encoder_width)
+                generator = build_generator(c.generator, condition=width)
             self.account = load_icgan(generator, read_weights(c.generator_weights))
         except DataError as error:
             raise ConfigError(f"method.generator_weights: '{c.generator_weights}': {error}") from error
         return generator
-
-    @property
-    def image_encoder_width(self) -> int:
-        return build_encoder(self.config.visual, in_channels=3).channels
 
     def notes(self) -> list[str]:
         visual = getattr(self, "visual", None)
