@@ -106,11 +106,9 @@ def stage_words(request: Request) -> dict[str, list[str]]:
     >>> words["joint"][:3]
     ['optim.lr=1e-3', 'run.steps=9', 'method.stage=joint']
     """
-    marks = tuple(f"{name}:" for name in STAGES)
-    common = [w for w in request.words if not w.startswith(marks)]
     found: dict[str, list[str]] = {}
     for name in STAGES:
-        own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
+        common, own = request.words_of(name, STAGES)
         found[name] = [*common, *own, f"method.stage={name}"]
         if name != "joint":
             found[name].append("method.masks=none")

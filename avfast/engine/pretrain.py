@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,17 @@ class Request:
     words: list[str] = field(default_factory=list)
     preset: str | None = None
     config_file: Path | None = None
+
+    def words_of(self, stage: str, stages: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Words for all stages of a recipe, and those for one of them, without its mark.
+
+        >>> request = Request("r", "d", Path("o"), words=["lr=1", "audio:lr=2", "joint:lr=3"])
+        >>> request.words_of("audio", ("audio", "joint"))
+        (['lr=1'], ['lr=2'])
+        """
+        marks = tuple(f"{name}:" for name in stages)
+        common = [word for word in self.words if not word.startswith(marks)]
+        return common, [word.removeprefix(f"{stage}:") for word in self.words if word.startswith(f"{stage}:")]
 
 
 def pretrain(

@@ -21,10 +21,9 @@ from avfast.methods.base import (
     Method,
     MethodCard,
     StepOutput,
+    alignment_step,
     contrastive_bounds,
-    pair_metrics,
 )
-from avfast.ops.info_nce import info_nce
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,7 @@ class AvAlign(Method):
 
     def _step(self, batch: Batch, *, gather: bool) -> StepOutput:
         c = self.config
-        z = self.embed(batch)
-        loss = info_nce(z["audio"], z["video"], temperature=c.temperature, distance=c.distance, gather=gather)
-        detached = {name: value.detach() for name, value in z.items()}
-        return StepOutput(loss, pair_metrics(detached["audio"], detached["video"]), detached)
+        return alignment_step(self.embed(batch), temperature=c.temperature, distance=c.distance, gather=gather)
 
     def exports(self) -> dict[str, nn.Module]:
         modules: dict[str, Any] = {"audio": self.audio.backbone, "audio_head": self.audio_head}

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from avfast.ops.info_nce import info_nce
+
 Batch = dict[str, Any]
 """What a method receives. With :class:`ImageInputs`: ``view_q`` and ``view_k`` float ``[B, 3, S, S]``, ``crop_q``
 and ``crop_k`` float ``[B, 5]`` (top, left, height, width as fractions of the picture, and 1 where it was flipped),
@@ -282,6 +284,14 @@ def contrastive_bounds(batch_size: int, *, temperature: float, distance: str, re
         "chance": math.log(batch_size),
         "floor": math.log1p((batch_size - 1) * math.exp(-gap / temperature)),
     }
+
+
+def alignment_step(z: dict[str, Tensor], *, temperature: float, distance: str, gather: bool) -> StepOutput:
+    """Symmetric InfoNCE of the embeddings ``"audio"`` and ``"video"``, ``[B, D]`` each, and how near the pairs are; the
+    options are those of :func:`avfast.info_nce`."""
+    loss = info_nce(z["audio"], z["video"], temperature=temperature, distance=distance, gather=gather)
+    detached = {name: value.detach() for name, value in z.items()}
+    return StepOutput(loss, pair_metrics(detached["audio"], detached["video"]), detached)
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ from avfast.methods.base import (
     Method,
     MethodCard,
     StepOutput,
+    alignment_step,
     contrastive_bounds,
-    pair_metrics,
 )
 from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.momentum import momentum_update
@@ -397,10 +397,7 @@ class AudioStage(Sound2Scene):
 
     def _step(self, batch: Batch, *, gather: bool) -> StepOutput:
         c = self.config
-        z = self.embed(batch)
-        loss = info_nce(z["audio"], z["video"], temperature=c.temperature, distance=c.distance, gather=gather)
-        detached = {name: value.detach() for name, value in z.items()}
-        return StepOutput(loss, pair_metrics(detached["audio"], detached["video"]), detached)
+        return alignment_step(self.embed(batch), temperature=c.temperature, distance=c.distance, gather=gather)
 
     def after_optimizer_step(self, step: int) -> None:
         self.step = step

@@ -77,13 +77,11 @@ class Scene:
     def words(self, name: str) -> list[str]:
         """The overrides of a stage: its own defaults, the user's for all stages and for this one, and what earlier
         stages hand over; later words win."""
-        marks = tuple(f"{stage}:" for stage in STAGES)
-        own = [w.removeprefix(f"{name}:") for w in self.request.words if w.startswith(f"{name}:")]
+        common, own = self.request.words_of(name, STAGES)
         if name == "image":
             c = self.config
             return [f"method.encoder={c.method.visual}", f"method.size={c.method.visual_size}", "run.control=false",
                     f"run.seed={c.run.seed}", *own]  # fmt: skip
-        common = [w for w in self.request.words if not w.startswith(marks)]
         preset = get_method(RECIPE).presets.get(self.request.preset or "", {})
         defaults = get_method(RECIPE).stages[name]
         words = [f"{key}={json.dumps(value)}" for key, value in defaults.items() if key not in preset]
@@ -162,11 +160,10 @@ def open_scene(request: Request, say: Callable[[str], None]) -> Scene:
 def _config(request: Request) -> TrainConfig:
     """What the stages share; a mistake in the last stage is found before the first one trains."""
     require_folder(request.out, "--out")
-    marks = tuple(f"{stage}:" for stage in STAGES)
-    common = [w for w in request.words if not w.startswith(marks)]
+    common, _ = request.words_of(STAGES[0], STAGES)
     config = parse_config(RECIPE, common, preset=request.preset, file=request.config_file)
     for name in STAGES:
-        own = [w.removeprefix(f"{name}:") for w in request.words if w.startswith(f"{name}:")]
+        _, own = request.words_of(name, STAGES)
         parse_config(IMAGE_RECIPE, own) if name == "image" else parse_config(RECIPE, [*common, *own])
     get_method(RECIPE)(config.method)  # values that no network can have
     require_opponent(config.method)
