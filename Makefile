@@ -1,13 +1,14 @@
 # make demo   from nothing to a trained audio-visual model and its report
 # make test   the whole test suite
-# Both build first. PYTHON= chooses the interpreter, VENV= the environment's folder.
+# make soak   the long checks, about an hour; the tests run them small
+# All build first. PYTHON= chooses the interpreter, VENV= the environment's folder.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* kernels/*/*.h kernels/*/*.inl kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
 
-.PHONY: build demo test bench lint clean
+.PHONY: build demo test bench soak lint clean
 build: $(VENV)/.built
 
 # Two steps: torch first, because the second is built against it, without isolation.
@@ -31,6 +32,10 @@ test: build
 bench: build
 	$(PY) -m avfast.benches.run --threads 1,2 --json bench.json
 	$(PY) -m avfast.benches.report bench.json
+
+# Keeps its table in benches/SOAK.md; Ctrl-C keeps what is done.
+soak: build
+	$(PY) -m avfast.benches.soak.run --record
 
 lint: build
 	$(PY) -m ruff check .
