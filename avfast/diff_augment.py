@@ -20,6 +20,7 @@ def diff_augment(
     *,
     policy: Sequence[str] = ("colour", "translation", "cutout"),
     generator: torch.Generator | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Change pictures at random, every one on its own, so that gradients pass.
 
@@ -38,6 +39,8 @@ def diff_augment(
         images: ``[B, C, H, W]``, usually in [-1, 1].
         policy: what to do, in this order; empty for nothing.
         generator: of the random numbers; on the device of the images or on the CPU.
+        draw: gives the random numbers in its place, ``[B, k]`` uniform in [0, 1) for k, such as
+            ``avfast.nn.sample_draws.SampleDraws(keys).uniform``.
 
     Returns:
         ``[B, C, H, W]``.
@@ -59,11 +62,11 @@ def diff_augment(
         _check.one_of("diff_augment", "policy", name, tuple(POLICIES))
     source = images.device if generator is None else generator.device
 
-    def draw(count: int) -> Tensor:
+    def drawn(count: int) -> Tensor:
         return torch.rand(len(images), count, generator=generator, device=source).to(images.device)
 
     for name in policy:
-        images = POLICIES[name](images, draw)
+        images = POLICIES[name](images, draw or drawn)
     return images
 
 

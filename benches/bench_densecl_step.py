@@ -116,6 +116,7 @@ class TrainStep:
         loss = self._method.training_step(self._batch).loss
         loss.backward()
         self._optimiser.step()
+        self._method.after_optimizer_step(1)
         neck = self._method.network.neck
         heads = {"global": neck.mlp[-1], **({"dense": neck.convs[-1]} if neck.convs is not None else {})}
         return {"loss": loss.detach(), **{f"d_{name}": head.weight.grad for name, head in heads.items()}}

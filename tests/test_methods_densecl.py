@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import warnings
 
 import densecl_fixtures as fixtures
 import pytest
@@ -58,11 +59,15 @@ class Plain:
         logits = torch.cat([positive.unsqueeze(1), negatives], dim=1) / self.c.temperature
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
+    @torch.no_grad()
+    def follow(self) -> None:
+        for slow, fast in zip(self.slow.parameters(), self.net.parameters(), strict=True):
+            slow.copy_(self.c.momentum * slow + (1 - self.c.momentum) * fast)
+
     def loss(self, view_q: Tensor, view_k: Tensor) -> Tensor:
         features_q, q, cells_q, _ = self.run(self.net, view_q, self.c.grid)
+        self.follow()
         with torch.no_grad():
-            for slow, fast in zip(self.slow.parameters(), self.net.parameters(), strict=True):
-                slow.copy_(self.c.momentum * slow + (1 - self.c.momentum) * fast)
             features_k, k, cells_k, pooled = self.run(self.slow, view_k, self.c.grid)
         loss = self.cross_entropy((q * k).sum(dim=1), q @ self.queue.T)
         if cells_q is not None:
@@ -91,6 +96,8 @@ def test_four_steps_equal_the_recipe_written_out(share, grid):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        method.after_optimizer_step(step + 1)
+    plain.follow()  # the published code moves the keys' network before it is used, here it moves after a step
     for name, value in method.network.state_dict().items():
         torch.testing.assert_close(value, plain.net.state_dict()[name], rtol=1e-8, atol=1e-10, msg=name)
     for name, value in method.momentum_network.state_dict().items():
@@ -108,6 +115,27 @@ def test_lambda_zero_has_no_dense_branch():
     torch.testing.assert_close(output.loss, dense(fixtures.batch()).metrics["loss_global"])
 
 
+def test_a_loop_that_forgets_the_end_of_a_step_is_told():
+    method = fixtures.method(queue=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):  # batches of 8 whose gradients may be accumulated
+            method(fixtures.batch())
+    with pytest.warns(UserWarning, match="call method.after_optimizer_step"):
+        method(fixtures.batch())
+    assert method.queue.filled == 0 and len(method._waiting) == 3, "no more is held than the queue takes"
+
+
+def test_batches_of_one_step_meet_the_same_negatives():
+    method = fixtures.method(queue=20)
+    method(fixtures.batch(seed=0))
+    before = method.queue.rows.clone()
+    method(fixtures.batch(seed=1))
+    assert torch.equal(method.queue.rows, before) and method.queue.filled == 0
+    method.after_optimizer_step(1)
+    assert method.queue.filled.item() == pytest.approx(16 / 20) and method.step == 1
+
+
 def test_lambda_waits_for_its_step():
     method = fixtures.method(loss_lambda=1.0, lambda_start=2)
     for step in range(3):
@@ -119,6 +147,7 @@ def test_lambda_waits_for_its_step():
             counts, waits = waits, counts
         assert counts.grad.abs().max() == 0 and waits.grad.abs().max() > 0
         torch.testing.assert_close(output.loss, output.metrics["loss_dense" if step == 2 else "loss_global"])
+        method.after_optimizer_step(step + 1)
     assert method.dense_queue.filled == 1, "its queue fills while it waits"
 
 
@@ -136,6 +165,7 @@ def test_the_key_network_follows_and_learns_nothing_itself():
 def test_validation_moves_nothing_and_does_not_see_the_queue():
     method = fixtures.method()
     method(fixtures.batch())
+    method.after_optimizer_step(1)
     method.eval()
     before = copy.deepcopy(method.state_dict())
     with torch.no_grad():
@@ -379,11 +409,12 @@ def train(shuffled: bool) -> tuple[DenseCL, list[dict[str, float]]]:
     optimizer = torch.optim.AdamW(method.param_groups(1e-4), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for _ in range(150):
+    for step in range(150):
         output = method(fixtures.photo_views(64, generator, shuffled=shuffled))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
+        method.after_optimizer_step(step + 1)
         rows.append({name: value.item() for name, value in output.metrics.items()} | {"loss": output.loss.item()})
     return method, rows
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -44,7 +45,7 @@ class DenseCLConfig:
         dim: width of both heads' outputs.
         hidden: width inside both heads; 0 takes that of the encoder's map.
         loss_lambda: share of the dense loss; 0 is MoCo-v2, without the dense branch and its cost.
-        lambda_start: training step from which on loss_lambda counts, 0 before; the dense branch is watched and its
+        lambda_start: optimiser step from which on loss_lambda counts, 0 before; the dense branch is watched and its
             queue filled meanwhile. Needed where loss_lambda is 1.
         match: positive of a cell: most similar by backbone features, same place by geometry, or random (a control).
         grid: cells per side of the dense branch, both maps pooled to it; 0 takes the map as it is.
@@ -185,6 +186,7 @@ class DenseCL(Method):
         self.queue = FeatureQueue(c.queue, c.dim, seed=0, **options)
         self.dense_queue = FeatureQueue(c.queue, c.dim, seed=1, **options) if self.is_dense else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._waiting: list[list[Tensor]] = []  # keys of this optimiser step, for the queues
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, FeatureQueue.local_buffers(self))
 
     @property
@@ -217,14 +219,32 @@ class DenseCL(Method):
             require_even("densecl", "view_q", batch["view_q"], option=option)
         q = self.network(batch["view_q"])
         with torch.no_grad():
-            momentum_update(self.network, self.momentum_network, self.config.momentum)
             k = self.momentum_network(batch["view_k"])
-        queues = [self.queue] if self.dense_queue is None else [self.queue, self.dense_queue]
-        output = self._loss(batch, q, k, [queue.negatives() for queue in queues])
-        for queue, rows in zip(queues, _keys(k), strict=True):
-            queue.push(rows)
-        self.step.add_(1)
+        output = self._loss(batch, q, k, [queue.negatives() for queue in self._queues])
+        self._waiting.append(_keys(k))
+        held = self.config.queue // len(k.vector) + 1  # older keys would leave the queue before they are read
+        if len(self._waiting) > held:
+            warnings.warn(
+                f"densecl: {len(self._waiting)} batches without the end of a step: the queue does not fill and the key "
+                "network does not move; call method.after_optimizer_step(step) after optimizer.step()",
+                stacklevel=2,
+            )
+            del self._waiting[:-held]
         return output
+
+    @property
+    def _queues(self) -> list[FeatureQueue]:
+        return [queue for queue in (self.queue, self.dense_queue) if queue is not None]
+
+    def after_optimizer_step(self, step: int) -> None:
+        """The key network follows, and the keys of the step enter the queues: all batches of a step, if it had several,
+        were compared with the same negatives."""
+        momentum_update(self.network, self.momentum_network, self.config.momentum)
+        for keys in self._waiting:
+            for queue, rows in zip(self._queues, keys, strict=True):
+                queue.push(rows)
+        self._waiting.clear()
+        self.step.fill_(step)
 
     def validation_step(self, batch: Batch) -> StepOutput:
         """Against the keys of the batch: against the queues, a loss would measure how old they are."""

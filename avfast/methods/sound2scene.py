@@ -37,6 +37,7 @@ from avfast.methods.base import (
 from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.momentum import momentum_update
 from avfast.nn.pictures import from_signed, to_signed
+from avfast.nn.sample_draws import SampleDraws
 from avfast.nn.scene_targets import SceneTargets
 from avfast.nn.sound_localiser import SoundLocaliser, select_frames
 from avfast.ops.info_nce import info_nce
@@ -75,7 +76,7 @@ class Sound2SceneConfig:
         audio: audio encoder: a preset or a local folder with weights; it reads one channel.
         distance: logits from the negative euclidean distance of unit vectors (the paper) or their cosine.
         temperature: divides the logits; 1 in the paper.
-        gather: contrast against the batches of all processes.
+        gather: contrast against the batches of all processes, in the stages localiser and audio.
         duration: seconds of sound per clip.
         sample_rate: audio samples per second.
         eps: floor of the log power spectrum, through which alone loudness is heard.
@@ -233,7 +234,13 @@ class LocaliserStage(Sound2Scene):
         return {"audio": self.localiser.audio_head(features["audio"]), "video": visual}
 
     def training_step(self, batch: Batch) -> StepOutput:
-        loss, scores = self.localiser(batch["frames"][:, 0], batch["spectrogram"])
+        return self._step(batch, gather=self.config.gather)
+
+    def validation_step(self, batch: Batch) -> StepOutput:
+        return self._step(batch, gather=False)
+
+    def _step(self, batch: Batch, *, gather: bool) -> StepOutput:
+        loss, scores = self.localiser(batch["frames"][:, 0], batch["spectrogram"], gather=gather)
         right = (scores.argmax(dim=1) == torch.arange(len(scores), device=scores.device)).float().mean()
         z = {name: value.detach() for name, value in self.embed(batch).items()} if not self.training else {}
         metrics = {"cos_pos": scores.diagonal().mean(), "cos_all": scores.mean(), "batch_r1": right}
@@ -308,10 +315,15 @@ class GeneratorStage(Sound2Scene):
 
     def training_step(self, batch: Batch) -> StepOutput:
         real, condition = self._pair(batch)
-        noise = self.generator.sample_noise(len(real)).to(real.device)
+        draws = SampleDraws(batch["seed"], salt=1) if "seed" in batch else None
+        if draws is None:
+            noise = self.generator.sample_noise(len(real)).to(real.device)
+        else:
+            noise = draws.normal(self.generator.noise_dim).to(real)
+        uniform = None if draws is None else draws.uniform
         d_loss, g_loss, drawn = gan_losses(
             self.generator, self.discriminator, real, condition, noise,
-            augment=lambda pictures: diff_augment(pictures, policy=self.config.augment),
+            augment=lambda pictures: diff_augment(pictures, policy=self.config.augment, draw=uniform),
         )  # fmt: skip
         metrics = {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
         coarse = F.adaptive_avg_pool2d(drawn.detach(), 8).flatten(1)

@@ -15,6 +15,7 @@ from .masked_fusion import MaskedFusion
 from .momentum import momentum_update
 from .sound_localiser import SoundLocaliser, select_frames
 from .spec_augment import spec_augment
+from .sync_batch_norm import SyncBatchNorm, synchronise_batch_norms
 from .watch import ChannelWatch, watch_channels
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SigmoidContrastive",
     "SoundLocaliser",
     "SupCon",
+    "SyncBatchNorm",
     "convert_abri",
     "cross_modal_init",
     "fold_abri",
@@ -47,5 +49,6 @@ __all__ = [
     "scan_batchnorm",
     "select_frames",
     "spec_augment",
+    "synchronise_batch_norms",
     "watch_channels",
 ]

@@ -30,14 +30,15 @@ class GroupShuffleBN(nn.Module):
     processes of ``process_group`` when there are several (all-to-all: each row travels once). Wrap the encoder of the
     keys with ``shuffle=True`` and that of the queries with ``shuffle=False``.
 
-    The running statistics move once per call, towards the mean of the groups' statistics: the pace of one batch norm
-    over the whole batch. In evaluation mode, and for a module without batch norm, the module is simply called.
+    The running statistics move once per call, towards the mean of the statistics of all groups, also those of other
+    processes: the pace of one batch norm over the whole batch. In evaluation mode, and for a module without batch norm, the module is simply called.
 
     Args:
         module: any module whose outputs are tensors (or nests of them) with the batch first.
         group_size: samples that share statistics, at least 2; 32 per GPU in MoCo and DenseCL.
         shuffle: permute first.
-        process_group: the processes to shuffle over, which must bring equal batches; no gradient crosses them.
+        process_group: the processes to shuffle over and to average running statistics over; they must bring equal
+            batches, and all call the layer. No gradient crosses them.
         seed: of the permutations; processes must agree. The generator's state is part of the state dict.
 
     Raises:
@@ -69,8 +70,11 @@ class GroupShuffleBN(nn.Module):
         norms = [layer for _, layer in batchnorm_layers(self.module) if layer.training]
         if not norms:
             return self.module(x)
-        if not self.shuffle:
-            return self._by_group(x, norms)
+        out = self._shuffled(x, norms) if self.shuffle else self._by_group(x, norms)
+        self._average(norms)
+        return out
+
+    def _shuffled(self, x: Tensor, norms: list[nn.Module]) -> Any:
         _, size = world(self.process_group)
         order = self._permutation(len(x) * size)
         if size == 1:
@@ -103,6 +107,18 @@ class GroupShuffleBN(nn.Module):
         for buffer, value in zip(moving, total, strict=True):
             buffer.copy_(value / len(groups))
         return _pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+
+    @torch.no_grad()
+    def _average(self, norms: list[nn.Module]) -> None:
+        """Running statistics over all processes: a checkpoint must not be that of one of them."""
+        _, size = world(self.process_group)
+        moving = [b.data for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
+        if size == 1 or not moving:
+            return
+        total = torch.cat([buffer.flatten() for buffer in moving])
+        dist.all_reduce(total, group=self.process_group)
+        for buffer, mean in zip(moving, (total / size).split([b.numel() for b in moving]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
     def _permutation(self, rows: int) -> Tensor:
         return torch.randperm(rows, generator=self._generator)

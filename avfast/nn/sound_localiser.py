@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import _check
 from ..ops._counter import Uniforms, combine, content_key
+from ..ops._distributed import gather_with_gradient, require_even, world
 from .encoder import Encoder
 
 RULES = ("top1", "top10", "middle", "random")
@@ -78,11 +79,29 @@ class SoundLocaliser(nn.Module):
         places = self.places(frames).flatten(2)  # [B, D, P]
         return _cosines("jdp,id->ijp", places, self.sounds(spectrogram)).amax(dim=2)
 
-    def forward(self, frames: Tensor, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of B pairs, and their scores ``[B, B]``."""
-        scores = self.scores(frames, spectrogram)
-        logits, own = scores / self.temperature, torch.arange(len(scores), device=scores.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2, scores
+    def forward(self, frames: Tensor, spectrogram: Tensor, *, gather: bool = False) -> tuple[Tensor, Tensor]:
+        """The loss of B pairs, and their scores ``[B, B]``.
+
+        With ``gather`` a pair is contrasted with those of all processes, which must bring as many; the loss is that of
+        the own pairs, so that the average over processes, which DDP takes, is that of all.
+        """
+        if not gather or world()[1] == 1:
+            scores = self.scores(frames, spectrogram)
+            return self._contrast(scores, scores.mT, 0), scores
+        _pairs("forward", frames, spectrogram, 4)
+        require_even("SoundLocaliser.forward", "frames", frames)
+        places, sounds = self.places(frames).flatten(2), self.sounds(spectrogram)  # [B, D, P], [B, D]
+        first, all_places = gather_with_gradient(places)
+        _, all_sounds = gather_with_gradient(sounds)
+        by_sound = _cosines("jdp,id->ijp", all_places, sounds).amax(dim=2)  # own sounds, all pictures
+        by_picture = _cosines("jdp,id->jip", places, all_sounds).amax(dim=2)  # own pictures, all sounds
+        return self._contrast(by_sound, by_picture, first), by_sound[:, first : first + len(frames)]
+
+    def _contrast(self, by_sound: Tensor, by_picture: Tensor, first: int) -> Tensor:
+        """Of B own pairs against N, the own ones from column ``first`` on; both ``[B, N]``."""
+        own = torch.arange(first, first + len(by_sound), device=by_sound.device)
+        losses = (F.cross_entropy(scores / self.temperature, own) for scores in (by_sound, by_picture))
+        return sum(losses) / 2
 
     def frame_scores(self, frames: Tensor, spectrogram: Tensor) -> Tensor:
         """How well each of frames ``[B, T, 3, H, W]`` shows what is heard: its best place's cosine, ``[B, T]``."""

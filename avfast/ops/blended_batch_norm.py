@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..reference import batch_norm as reference
 from . import _check, _layout, _registry, channel_affine
-from ._distributed import all_reduce_sum, world
+from ._distributed import world
+from ._synchronised import synchronised_statistics
 
 
 def blended_batch_norm(
@@ -132,16 +133,10 @@ def _synchronised(
     x: Tensor, affine: list[Tensor], eps: float, relu: bool, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Batch statistics over every process, each with its own N; differentiable through the collectives."""
-    wide = x.to(_layout.accumulation_dtype(x))
-    dims, channels = reference.other_dims(x), x.shape[1]
-    totals = all_reduce_sum(torch.cat([wide.sum(dims), wide.new_tensor([wide.numel() // channels])]), group)
-    count = totals[-1].detach()
-    mean = totals[:-1] / count
-    centred = wide - reference.per_channel(mean, x)
-    var = all_reduce_sum(centred.square().sum(dims), group) / count
+    centred, mean, var, count = synchronised_statistics(x, group)
     scale, shift = reference.blended_affine(*affine)
     y = centred * reference.per_channel(scale * (var + eps).rsqrt(), x) + reference.per_channel(shift, x)
-    return (y.relu() if relu else y).to(x.dtype), mean, var, int(count)
+    return (y.relu() if relu else y).to(x.dtype), mean, var, count
 
 
 class _BlendedBatchNorm(torch.autograd.Function):
