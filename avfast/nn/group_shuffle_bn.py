@@ -31,7 +31,8 @@ class GroupShuffleBN(nn.Module):
     keys with ``shuffle=True`` and that of the queries with ``shuffle=False``.
 
     The running statistics move once per call, towards the mean of the statistics of all groups, also those of other
-    processes: the pace of one batch norm over the whole batch. In evaluation mode, and for a module without batch norm, the module is simply called.
+    processes: the pace of one batch norm over the whole batch. In evaluation mode, and for a module without batch norm,
+    the module is simply called.
 
     Args:
         module: any module whose outputs are tensors (or nests of them) with the batch first.

@@ -61,7 +61,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norms(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Make the batch norms of a model use the statistics of all processes; parameters and state dict stay what they are.
+    """Make the batch norms of a model use the statistics of all processes; its state dict stays what it is.
 
     Layers inside a :class:`avfast.nn.GroupShuffleBN` keep their groups. ABRi layers and
     :class:`avfast.nn.ConditionalBatchNorm2d` are told to synchronise, torch's layers are replaced: by
