@@ -143,3 +143,38 @@ class ToyClips:
             "id": str(index),
             "errors": [],
         }
+
+
+def toy_trainer(out, *, clips=None, steps=17, kind="main", resume=None, force=False, board_folder=None, **options):
+    """A trainer of the toy method on twenty clips in batches of four, validated on six. `options` go to the sections of
+    the configuration that have them. The test replaces ``build.get_method`` so that "toy" is a recipe."""
+    from avfast.engine.build import build_accelerator
+    from avfast.engine.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+    from avfast.engine.loop import Trainer
+    from avfast.engine.sources import evaluation_loader
+    from avfast.engine.validate import Validator
+
+    options = {"batch_size": 4, "log_every": 4, "eval_every": 6, "save_every": 3, **options}
+    sections = [
+        cls(**{k: v for k, v in options.items() if k in cls.__dataclass_fields__})
+        for cls in (DataConfig, OptimConfig, RunConfig, ToyConfig)
+    ]
+    config = TrainConfig("toy", *sections)
+    validator = Validator(evaluation_loader(ToyClips(6), 4))
+    return Trainer(
+        config, ToyClips() if clips is None else _Epochs(clips), validator, out, build_accelerator("cpu", "no"),
+        fingerprint="abc", steps=steps, kind=kind, resume=resume, force=force, board_folder=board_folder,
+    )  # fmt: skip
+
+
+class _Epochs:
+    """Samples of a list, the same in every epoch; data sets stay what they are."""
+
+    def __init__(self, clips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key):
+        return self.clips[key[1]] if isinstance(self.clips, list) else self.clips[key]

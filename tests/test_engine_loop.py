@@ -17,7 +17,6 @@ from avfast.engine.checkpoint import load_checkpoint  # noqa: E402
 from avfast.engine.config import DataConfig, OptimConfig, RunConfig, TrainConfig  # noqa: E402
 from avfast.engine.inputs import InputPipeline  # noqa: E402
 from avfast.engine.loop import Trainer  # noqa: E402
-from avfast.engine.progress import Progress  # noqa: E402
 from avfast.engine.signals import Budget, StopRequest  # noqa: E402
 from avfast.engine.sources import evaluation_loader, readable  # noqa: E402
 from avfast.engine.validate import Validator  # noqa: E402
@@ -197,21 +196,3 @@ def test_a_batch_without_any_readable_clip_is_an_empty_batch_not_a_crash():
     assert errors == {"4.mp4: unreadable": 1}
     with pytest.raises(AvfastError, match="no clip of a split could be read"):
         list(readable(evaluation_loader(ToyClips(2, broken=(0, 1)), 2)))
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_progress_shows_rate_times_and_the_loader_hint_once(monkeypatch, capsys, terminal):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    row = {"loss": 1.5, "samples_per_s": 20.0, "data_s": 0.3, "compute_s": 0.1}
-    with Progress(100, "train") as progress:
-        for step in (10, 20, 30):
-            progress.advance(step)
-            progress.line(step, row)
-    text = capsys.readouterr().out
-    assert text.count("loader-bound: 75%") == 1
-    if not terminal:
-        assert "train 30/100  loss 1.500  20 clips/s  data 300 ms + compute 100 ms per step  eta" in text
-        assert len(text.splitlines()) == 4  # no spam
-    with Progress(1, "other ranks", quiet=True) as progress:
-        progress.line(1, row)
-    assert capsys.readouterr().out == ""

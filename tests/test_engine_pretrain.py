@@ -270,7 +270,7 @@ def test_clips_without_labels_and_a_broken_file(tmp_path, capsys):
 
 def test_two_processes_train_one_model_and_one_report(tmp_path, capsys):
     words = ["steps=4", *SMALL, "batch_size=8", "save_every=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"}
     launch = [
         sys.executable,
         "-m",
@@ -285,6 +285,8 @@ def test_two_processes_train_one_model_and_one_report(tmp_path, capsys):
         [*launch, *arguments(tmp_path, *words)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert [done.stdout.count(f"train {step}/4  loss") for step in (1, 4)] == [1, 1], "one process speaks"
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout, "a pipe gets plain lines, whatever the environment"
     assert done.stdout.count("written:") == 1 and "8 clips x 2 processes, 3 steps per epoch" in done.stdout
     rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
     assert [r["step"] for r in rows if r["kind"] == "train"] == [1, 2, 3, 4]

@@ -16,6 +16,7 @@ OPS = {"ops", "backends", "_library", "env", "reference", "kernels", "errors"}
 GAN = {"generator", "discriminator", "diff_augment", "gan_losses", "icgan"}
 ALLOWED = {
     "errors": set(),
+    "terminal": set(),
     "reference": {"errors"},
     "kernels": {"errors"},
     **dict.fromkeys(("env", "_library", "backends", "ops"), OPS),
@@ -23,7 +24,7 @@ ALLOWED = {
     "nn": OPS,
     "compat": {"nn", *OPS},
     "testing": {"nn", *OPS},
-    "data": {"nn", "ops", "errors"},
+    "data": {"nn", "ops", "terminal", "errors"},
     "encoders": {"vit", "nn", "ops", "errors"},
     "vit": {"nn", "ops", "errors"},
     "weights": {"errors"},
@@ -45,6 +46,7 @@ ALLOWED = {
         "ops",
         "benches",
         "env",
+        "terminal",
         "errors",
     },
     "cli": {"engine", "methods", "data", "nn", "env", "testing", "benches", "errors"},

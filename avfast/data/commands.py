@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avfast.errors import ConfigError
+from avfast.terminal import is_live
 
 
 def demo_data_command(
@@ -104,16 +106,14 @@ def media_scan_command(
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A ``rich`` bar on a terminal; nothing otherwise, so that logs stay readable."""
+    if not is_live(sys.stdout):
+        yield None
+        return
     try:
-        from rich.console import Console
         from rich.progress import Progress
     except (ImportError, RuntimeError, OSError):
         yield None
         return
-    console = Console()
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
+    with Progress(transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -54,5 +54,5 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}/{name}")
-        elif isinstance(value, (int, float)) and name != "step":
+        elif isinstance(value, (int, float)) and name not in ("step", "time"):
             yield f"{prefix}/{name}", value

@@ -17,10 +17,20 @@ class Interval:
     def __init__(self) -> None:
         self.outputs: list[StepOutput] = []
         self.embeddings: dict[str, torch.Tensor] = {}
+        self.norms: list[torch.Tensor] = []
         self.samples, self.steps, self.data_s, self.compute_s = 0, 0, 0.0, 0.0
 
-    def add(self, output: StepOutput | None, samples: int, data_s: float, compute_s: float) -> None:
+    def add(
+        self,
+        output: StepOutput | None,
+        samples: int,
+        data_s: float,
+        compute_s: float,
+        grad_norm: torch.Tensor | None = None,
+    ) -> None:
         self.steps += 1
+        if grad_norm is not None:
+            self.norms.append(grad_norm.detach())
         self.data_s += data_s
         self.compute_s += compute_s
         if output is not None:
@@ -35,9 +45,11 @@ class Interval:
             name: torch.stack([o.metrics[name].float() for o in self.outputs]).mean().item()
             for name in self.outputs[0].metrics
         }
+        norm = {"grad_norm": torch.stack([n.float() for n in self.norms]).mean().item()} if self.norms else {}
         return {
             "loss": torch.stack([o.loss.float() for o in self.outputs]).mean().item(),
             **metrics,
+            **norm,
             "samples_per_s": self.samples / seconds,
             "data_s": self.data_s / self.steps,
             "compute_s": self.compute_s / self.steps,

@@ -1,8 +1,37 @@
-"""``metrics.jsonl``: one JSON object per line, always written, never sent anywhere."""
+"""``metrics.jsonl``: one JSON object per line, always written, never sent anywhere.
+
+A line is written whole, at once, and only by the main process; it can be read while the run goes on. It is valid JSON:
+a number that is not finite stands as the string ``"nan"``, ``"inf"`` or ``"-inf"``. Every line has
+
+* ``kind``: ``"train"`` or ``"val"``; a reader leaves out kinds that it does not know;
+* ``step``: optimiser steps done, from 1;
+* ``time``: seconds since 1970, whole.
+
+``train``: means over the steps since the last such line (``run.log_every`` of them) unless said otherwise.
+
+* ``epoch``: passes over the training split so far; ``lr``: learning rate of the next step;
+* ``loss``, and every metric of the recipe. Contrastive ones log how similar positives and negatives are (cosines:
+  ``pos_sim`` and ``neg_sim``, or ``cos_pos`` and ``cos_neg``); those with a queue log ``queue_fill``, the share of it
+  that holds features of real samples;
+* ``grad_norm``: norm of the gradient before clipping; without clipping, of the last step only; absent where it is not
+  known (FSDP without clipping);
+* ``samples_per_s``; ``data_s`` and ``compute_s``: seconds per step spent waiting for data, and in everything else;
+* ``collapse``: by embedding, ``std``, ``effective_rank`` and ``mean_cosine`` of the last batch, see
+  :func:`avfast.evaluate.collapse_indicators`;
+* ``broken``: failures to read a file so far;
+* ``rss_mib``: memory of the main process now, absent where the system does not tell; ``cuda_peak_mib``: most memory
+  that tensors have taken on the GPU so far, absent without one;
+* ``warnings``: what is wrong, by subject; absent if nothing is.
+
+``val``: ``loss`` over the whole validation split, accuracies or recall by name, and ``NAME chance`` beside each score
+that has a chance level.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +54,50 @@ class Journal:
         if path is None:
             return
         if resume_step is not None and path.is_file():
-            self.rows = [row for row in read_rows(path) if row.get("step", 0) <= resume_step]
+            self.rows = [row for row in read_rows(path) if row["step"] <= resume_step]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomic(path, lambda temporary: temporary.write_text(text))
+        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
-    def write(self, kind: str, **values: Any) -> dict[str, Any]:
-        row = {"kind": kind, **{k: _short(v) for k, v in values.items()}}
+    def write(self, kind: str, *, step: int, **values: Any) -> dict[str, Any]:
+        row = {"kind": kind, "step": step, "time": int(time.time()), **{k: _plain(v) for k, v in values.items()}}
         self.rows.append(row)
         if self.path is not None:
-            with open(self.path, "a") as handle:
-                handle.write(json.dumps(row) + "\n")
+            line = json.dumps(row, allow_nan=False)
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
         if self.board is not None:
             self.board.row(row)
         return row
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; a last line torn by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+    """Rows of a log; lines that cannot be read, such as a last one torn by a kill, are left out."""
+    return parse_rows(path)[0]
+
+
+def parse_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows of a log, and the numbers (from 1) of the lines that are none."""
+    rows, torn = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        if not line:
             continue
-    return rows
+        try:
+            row = json.loads(line)
+            good = isinstance(row, dict) and isinstance(row["kind"], str) and isinstance(row["step"], int)
+        except (ValueError, KeyError, RecursionError):
+            good = False
+        rows.append(row) if good else torn.append(number)
+    return rows, torn
 
 
-def _short(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Six digits of a float, in types that JSON has."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):  # a scalar of torch or NumPy
+        value = value.item()
     if isinstance(value, float):
-        return float(f"{value:.6g}") if value == value and abs(value) != float("inf") else str(value)
-    return {k: _short(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value

@@ -16,16 +16,19 @@ from avfast.engine.board import Board
 from avfast.engine.build import build_method, build_optimizer, build_schedule
 from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from avfast.engine.config import TrainConfig, config_diff
+from avfast.engine.gradients import clip_and_measure
 from avfast.engine.inputs import build_pipeline
 from avfast.engine.interval import Interval, timed
 from avfast.engine.journal import Journal
+from avfast.engine.memory import memory_row
 from avfast.engine.progress import Progress
 from avfast.engine.signals import Budget, StopRequest
 from avfast.engine.sources import ADVICE, count_errors, training_loader
 from avfast.engine.state import restore_rng_state, rng_state
 from avfast.engine.validate import Validator
+from avfast.engine.watch import Watch
 from avfast.errors import AvfastError, CheckpointError
-from avfast.evaluate import collapse_indicators, collapse_warning
+from avfast.evaluate import collapse_indicators
 from avfast.methods import Method, StepOutput
 
 
@@ -95,9 +98,10 @@ class Trainer:
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.errors: dict[str, int] = {}
-        self._warned: set[str] = set()
+        self.grad_norm: torch.Tensor | None = None
         if resume is not None:
             self._restore(load_checkpoint(resume), resume, force=force)
+        self.watch = Watch(config.data, steps, start=self.step)
         is_main = accelerator.is_main_process
         resumed_at = self.step if resume is not None else None
         self.board = Board(board_folder, step=self.step) if is_main and board_folder is not None else None
@@ -121,12 +125,14 @@ class Trainer:
                 output = self._train_step(batch)
                 self.step += 1
                 samples = len(batch["index"]) * self.accelerator.num_processes
-                interval.add(output, samples, data_s, time.perf_counter() - began)
+                interval.add(output, samples, data_s, time.perf_counter() - began, self.grad_norm)
                 progress.advance(self.step)
                 run, last = self.config.run, self.step == self.steps
                 stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
                 if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
-                    self._require_finite(output)
+                    began = time.perf_counter()
+                    self._require_finite(output)  # waits for a GPU to end the steps under way: their time too
+                    interval.compute_s += time.perf_counter() - began
                 if self.step % run.log_every == 0 or (stopped and interval.outputs):
                     self._log(interval, progress)
                     interval = Interval()
@@ -162,13 +168,14 @@ class Trainer:
 
     def _train_step(self, batch: dict[str, Any]) -> StepOutput | None:
         self.model.train()
+        self.grad_norm = None
         count_errors(self.errors, batch["errors"])
         if self._too_small(batch):
             return None
         output = self.model(self.pipeline(batch))
         self.accelerator.backward(output.loss)
-        if self.config.optim.clip_norm > 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        logged = (self.step + 1) % self.config.run.log_every == 0
+        self.grad_norm = clip_and_measure(self.accelerator, self.model, self.config.optim.clip_norm, wanted=logged)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
@@ -211,13 +218,13 @@ class Trainer:
         epoch = self.step / len(self.sampler)
         lr = self.scheduler.get_last_lr()[0]
         broken = sum(self.errors.values())
-        row = self.journal.write("train", step=self.step, epoch=epoch, lr=lr, **row, collapse=indicators, broken=broken)
+        values = {"epoch": epoch, "lr": lr, **row, "collapse": indicators, "broken": broken, **memory_row()}
+        if warnings := self.watch.warnings(self.step, row, indicators):
+            values["warnings"] = warnings
+        row = self.journal.write("train", step=self.step, **values)
         progress.line(self.step, row)
-        for name, values in indicators.items():
-            warning = collapse_warning(values) if self.step > self.steps // 10 else None
-            if warning and name not in self._warned:
-                progress.say(f"{self.kind} {self.step}: {name} {warning}")
-            self._warned = self._warned | {name} if warning else self._warned - {name}  # once, until it is over
+        for text in self.watch.news(warnings):
+            progress.say(f"{self.kind} {self.step}: {text}")
 
     def _validate(self, progress: Progress) -> None:
         if self.validator is None:

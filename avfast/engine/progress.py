@@ -1,4 +1,5 @@
-"""What a person sees while it runs: a rich bar on a terminal, one plain line per interval elsewhere."""
+"""What a person sees while it runs: a rich bar on a terminal, one plain line per interval elsewhere (a pipe, a file,
+CI, ``TERM=dumb``, ``NO_COLOR``)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,7 @@ import sys
 import time
 from typing import Any
 
-LOADER_BOUND = 0.5
-"""Share of an interval spent waiting for data above which the hint is printed."""
+from avfast.terminal import is_live
 
 
 class Progress:
@@ -24,9 +24,8 @@ class Progress:
     def __init__(self, total: int, title: str, *, start: int = 0, quiet: bool = False, noun: str = "clips") -> None:
         self.total, self.title, self.quiet, self.noun = total, title, quiet, noun
         self._begin, self._start = time.monotonic(), start
-        self._bar = None if quiet or not sys.stdout.isatty() else _rich_bar(title, total, start)
+        self._bar = None if quiet or not is_live(sys.stdout) else _rich_bar(title, total, start)
         self._task = self._bar.task_ids[0] if self._bar else None
-        self._hinted = False
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -47,19 +46,14 @@ class Progress:
             return
         left = (time.monotonic() - self._begin) / max(1, step - self._start) * (self.total - step)
         text = (
-            f"{self.title} {step}/{self.total}  loss {row['loss']:.3f}  {row['samples_per_s']:.0f} {self.noun}/s  "
+            f"{self.title} {step}/{self.total}  loss {_short(row['loss'])}  {row['samples_per_s']:.0f} {self.noun}/s  "
             f"data {row['data_s'] * 1e3:.0f} ms + compute {row['compute_s'] * 1e3:.0f} ms per step  "
             f"eta {clock(left)}"
         )
         if self._bar:
-            self._bar.update(self._task, description=f"{self.title}  loss {row['loss']:.3f}")
+            self._bar.update(self._task, description=f"{self.title}  loss {_short(row['loss'])}")
         else:
             self.say(text)
-        share = row["data_s"] / max(1e-9, row["data_s"] + row["compute_s"])
-        # The first interval fills caches and starts workers: it says nothing about the rest.
-        if share > LOADER_BOUND and not self._hinted and step > self._start + self.total // 10:
-            self._hinted = True
-            self.say(f"loader-bound: {share:.0%} of the time waits for data; try data.workers=2 or data.cache=memory")
 
     def validation(self, step: int, row: dict[str, Any]) -> None:
         """One look at the validation split; a score stands beside its chance."""
@@ -67,7 +61,7 @@ class Progress:
         for name, value in row.items():
             chance = row.get(f"{name} chance")
             if not name.endswith(" chance"):
-                shown.append(f"{name} {value:.3f}" + ("" if chance is None else f" (chance {chance:.3f})"))
+                shown.append(f"{name} {_short(value)}" + ("" if chance is None else f" (chance {_short(chance)})"))
         self.say(f"{self.title} {step}/{self.total}  validation: {'  '.join(shown)}")
 
     def say(self, text: str) -> None:
@@ -77,6 +71,11 @@ class Progress:
             self._bar.console.print(text, highlight=False)
         else:
             print(text, flush=True)
+
+
+def _short(value: Any) -> str:
+    """Numbers with three places; the log has words for what is not finite."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else str(value)
 
 
 def clock(seconds: float) -> str:

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+MOST_COSINE, LEAST_STD, LEAST_RANK = 0.95, 0.05, 2.0
+"""Beyond these a batch of embeddings is called collapsed. The least std catches embeddings of zeros, whose cosines are
+zero as well."""
+
 
 @torch.no_grad()
 def collapse_indicators(z: Tensor) -> dict[str, float]:
@@ -20,12 +24,17 @@ def collapse_indicators(z: Tensor) -> dict[str, float]:
       (Roy and Vetterli 2007); at most ``min(B - 1, D)``.
     * ``mean_cosine``: mean cosine between different clips; 1 at complete collapse.
 
+    All three are NaN where an embedding is not finite. Embeddings of zeros have std 0, rank 1 and cosine 0.
+
     >>> collapse_indicators(torch.ones(4, 8))
     {'std': 0.0, 'effective_rank': 1.0, 'mean_cosine': 1.0}
     """
     if z.ndim != 2 or z.shape[0] < 2:
         raise ValueError(f"avfast.evaluate.collapse_indicators: z: expected [B >= 2, D], got {list(z.shape)}")
-    unit = normalize(z.detach().double().cpu(), dim=1)
+    z = z.detach().double().cpu()
+    if not z.isfinite().all():  # no spectrum to speak of
+        return dict.fromkeys(("std", "effective_rank", "mean_cosine"), math.nan)
+    unit = normalize(z, dim=1)
     count, dim = unit.shape
     std = unit.std(dim=0, unbiased=False).mean().item() * math.sqrt(dim)
     values = torch.linalg.svdvals(unit - unit.mean(dim=0))
@@ -33,14 +42,21 @@ def collapse_indicators(z: Tensor) -> dict[str, float]:
     # Centring identical rows leaves rounding noise only, whose spectrum means nothing.
     rank = math.exp(-torch.xlogy(share, share).sum().item()) if values.sum() > 1e-6 else 1.0
     cosine = unit @ unit.T
-    mean_cosine = ((cosine.sum() - count) / (count * (count - 1))).item()
+    mean_cosine = ((cosine.sum() - cosine.trace()) / (count * (count - 1))).item()
     return {"std": round(std, 6), "effective_rank": round(rank, 4), "mean_cosine": round(mean_cosine, 6)}
 
 
 def collapse_warning(indicators: dict[str, float]) -> str | None:
-    """A sentence when the numbers look like collapse, else None."""
-    if indicators["mean_cosine"] > 0.95:
-        return f"embeddings nearly identical (mean cosine {indicators['mean_cosine']:.3f})"
-    if indicators["effective_rank"] < 2.0:
-        return f"embeddings nearly one-dimensional (effective rank {indicators['effective_rank']:.2f})"
+    """A sentence when the numbers look like collapse, else None.
+
+    >>> collapse_warning(collapse_indicators(torch.ones(4, 8)))
+    'embeddings nearly identical (mean cosine 1.000, std 0.00)'
+    """
+    std, rank, cosine = (indicators[name] for name in ("std", "effective_rank", "mean_cosine"))
+    if not all(map(math.isfinite, (std, rank, cosine))):
+        return "embeddings not finite"
+    if cosine > MOST_COSINE or std < LEAST_STD:
+        return f"embeddings nearly identical (mean cosine {cosine:.3f}, std {std:.2f})"
+    if rank < LEAST_RANK:
+        return f"embeddings nearly one-dimensional (effective rank {rank:.2f})"
     return None
