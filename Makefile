@@ -1,9 +1,10 @@
 # make demo   from nothing to a trained audio-visual model and its report
 # make test   the whole test suite
 # make soak   the long checks, about an hour; the tests run them small
-# All build first. PYTHON= chooses the interpreter, VENV= the environment's folder.
+# All build first. PYTHON= chooses the interpreter, VENV= the environment's folder, JOBS= how many test processes.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= logical
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* kernels/*/*.h kernels/*/*.inl kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
@@ -25,8 +26,9 @@ $(VENV)/.built: $(VENV)/.tools $(SOURCES)
 demo: build
 	$(PY) -m avfast demo --out demo
 
+# Modules side by side on every core. Threads must not spin while they wait: they would starve each other.
 test: build
-	$(PY) -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Refuses to record on a busy machine; see benches/README.md.
 bench: build
