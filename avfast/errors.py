@@ -41,6 +41,13 @@ class MissingDependency(AvfastError, ImportError):
         self.extra = extra
 
 
+class RunFault(AvfastError):
+    """Something around a run failed (the disk, the data folder, a process) and what was trained is kept: once that is
+    repaired, the same command with ``--resume auto`` goes on. ``code`` is the exit status of the command line."""
+
+    code = 3
+
+
 class UnreadableFile(DataError):
     """A file that cannot give what was asked of it: ``path``, ``cause`` (one word) and ``detail`` (a clause)."""
 

@@ -17,6 +17,7 @@ from avfast.data.media import Clip, Decoded, MediaError, MediaFile, read_all
 from avfast.data.randomness import Draws
 from avfast.data.sampler import EpochSampler
 from avfast.data.sources import ClipSource
+from avfast.errors import UnreadableFile
 
 
 class ClipDataset(KeyedDataset):
@@ -50,6 +51,8 @@ class ClipDataset(KeyedDataset):
             random picture of each part.
         fps: pictures per second that ``sampling`` chooses from, as if the video had been stored at that rate; 0 for
             all.
+        timeout: seconds that reading a clip may take, after which it cannot be used (cause ``timeout``); 0 for no
+            limit.
     """
 
     noun = "clips"
@@ -72,8 +75,9 @@ class ClipDataset(KeyedDataset):
         sound: bool = True,
         sampling: str = "even",
         fps: float = 0.0,
+        timeout: float = 0.0,
     ) -> None:
-        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache)
+        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache, timeout=timeout)
         where = "avfast.data.ClipDataset"
         if frames < 0 or sample_rate < 1 or not duration > 0:
             raise ValueError(f"{where}: frames, sample_rate and duration: expected positive numbers (frames may be 0)")
@@ -91,7 +95,7 @@ class ClipDataset(KeyedDataset):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.crop, self.crop_scale, self.flip = crop, crop_scale, flip
         self.sound, self.sampling, self.fps = sound, sampling, fps
-        self._decoded: dict[int, Decoded | MediaError] = {}
+        self._decoded: dict[int, Decoded | UnreadableFile] = {}
 
     @property
     def read_size(self) -> tuple[int, int]:
@@ -104,7 +108,10 @@ class ClipDataset(KeyedDataset):
         if self.cache != "memory":
             raise ValueError("avfast.data.ClipDataset.preload: needs cache='memory'")
         for index in range(len(self)):
-            self._load(index)
+            try:
+                self.limit.run(self.source.records[index].path, self._load, index)
+            except UnreadableFile:
+                pass  # tried again, and reported, when it is asked for
             if progress is not None:
                 progress(index + 1, len(self))
 
@@ -126,8 +133,9 @@ class ClipDataset(KeyedDataset):
     def _clip(self, index: int, draws: Draws | None) -> Clip:
         if self.cache == "memory":
             decoded = self._load(index)
-            if isinstance(decoded, MediaError):
-                raise decoded
+            if isinstance(decoded, UnreadableFile):
+                # A new one: each time that an error is raised, its traceback grows and holds on to more frames.
+                raise type(decoded)(decoded.path, decoded.cause, decoded.detail)
             start = self._start(decoded.duration, draws)
             return decoded.cut(start=start, duration=self.duration, frames=self.frames, times=self._times(start, draws))
         with MediaFile(self.source.records[index].path) as media:
@@ -209,6 +217,8 @@ def build_loader(dataset: Dataset, sampler: EpochSampler, *, workers: int = 0, p
         raise ValueError(
             f"avfast.data.build_loader: sampler: expected one over {len(dataset)} samples, got {sampler.n}"
         )
+    if workers and isinstance(keyed := getattr(dataset, "dataset", dataset), KeyedDataset):
+        keyed.beacon = torch.full((workers,), -1).share_memory_()
     return DataLoader(
         dataset,
         batch_sampler=sampler,

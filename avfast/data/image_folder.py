@@ -36,6 +36,7 @@ class ImageDataset(KeyedDataset):
         on_error: ``"raise"``, ``"skip"`` or ``"resample"``, as for :class:`ClipDataset`.
         cache: None, or ``"memory"`` to keep decoded pictures: ``3 S S`` bytes each.
         mask_size: side of the masks; ``size`` if left out.
+        timeout: seconds that reading a picture may take; 0 for no limit.
     """
 
     noun = "pictures"
@@ -50,8 +51,9 @@ class ImageDataset(KeyedDataset):
         on_error: str = "raise",
         cache: str | None = None,
         mask_size: int | None = None,
+        timeout: float = 0.0,
     ) -> None:
-        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache)
+        super().__init__(source, seed=seed, train=train, on_error=on_error, cache=cache, timeout=timeout)
         if size < 1:
             raise ValueError(f"avfast.data.ImageDataset: size: expected a positive number of pixels, got {size}")
         self.size, self.mask_size = size, mask_size or size

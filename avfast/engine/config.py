@@ -29,12 +29,14 @@ class DataConfig:
         workers: loader processes; 0 reads in the training process.
         on_error: what an unreadable file does to its batch.
         cache: keep decoded samples in memory; "auto" does if they take less than about 1 GiB.
+        timeout: seconds that reading one sample may take, after which it counts as unreadable; 0 waits for ever.
     """
 
     batch_size: int = 32
     workers: int = 0
     on_error: Literal["raise", "skip", "resample"] = "skip"
     cache: Literal["auto", "memory", "none"] = "auto"
+    timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,10 @@ ALIASES = {
 """What other tools call the same thing; used for suggestions only."""
 
 HARMLESS = {
-    "data.workers", "data.cache", "run.log_every", "run.save_every", "run.control", "run.tensorboard",
+    "data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.control",
+    "run.tensorboard",
 }  # fmt: skip
-"""Keys that do not change what is computed; a resumed run may differ in them."""
+"""Keys that do not change what is computed, or only where something fails; a resumed run may differ in them."""
 
 
 def parse_config(
@@ -270,7 +273,7 @@ def _one_line(message: str) -> str:
 
 def _check_ranges(config: TrainConfig) -> None:
     smallest = {
-        "data.batch_size": 2, "data.workers": 0, "run.epochs": 0, "run.steps": 1,
+        "data.batch_size": 2, "data.workers": 0, "data.timeout": 0, "run.epochs": 0, "run.steps": 1,
         "run.log_every": 1, "run.eval_epochs": 0,
         "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
         "optim.warmup_epochs": 0, "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,

@@ -83,7 +83,7 @@ def build_dataset(
     if isinstance(inputs, ImageInputs):
         return ImageDataset(
             source, size=inputs.source_size, seed=seed, train=train, on_error=data.on_error,
-            cache="memory" if cache else None, mask_size=inputs.size,
+            cache="memory" if cache else None, mask_size=inputs.size, timeout=data.timeout,
         )  # fmt: skip
     return ClipDataset(
         source,
@@ -98,6 +98,7 @@ def build_dataset(
         sound=inputs.sound,
         sampling=inputs.sampling,
         fps=inputs.fps,
+        timeout=data.timeout,
     )
 
 
