@@ -35,7 +35,7 @@ def test_finds_each_planted_fault_exactly(report, demo_dir):  # noqa: F811
 def test_report_forms(report):
     data = json.loads(json.dumps(report.to_dict()))
     assert data["files"] == CLIPS + 6 and data["usable"] == CLIPS + 1
-    assert data["counts"] == {p: 1 for p in PROBLEMS if p not in ("truncated", "no-video")}
+    assert data["counts"] == {p: 1 for p in PROBLEMS if p not in ("truncated", "no-video", "too-large")}
     assert len(data["problems"]) == 6
     text = str(report)
     assert f"{CLIPS + 1} of {CLIPS + 6} files usable" in text and "faults/muted.mp4" in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from avfast.data.limits import check_bytes, check_peak, check_pixels
 from avfast.errors import MissingDependency
 
 
@@ -57,6 +58,10 @@ class PictureSink:
             self.targets = []
         self.done = not self.targets
 
+    @property
+    def bytes(self) -> int:
+        return 3 * self.height * self.width * len(self.images)
+
     def _keep(self, frame: Any, time: float) -> None:
         turns = round(getattr(frame, "rotation", 0) / 90) % 4
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
@@ -64,6 +69,8 @@ class PictureSink:
         if self.crop == "center":
             scale = max(rows / height, columns / width)
             rows, columns = max(round(height * scale), rows), max(round(width * scale), columns)
+            # A picture of 2 x 16384 is small, and as high as a clip it is not.
+            check_pixels(columns, rows, f"shows pictures of {frame.width} x {frame.height}, at the wanted size")
         stored = (columns, rows) if turns % 2 else (rows, columns)
         rgb = self._reformatter.reformat(
             frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA"
@@ -96,10 +103,15 @@ class SoundSink:
         expected = self._in_start + self._count / self.sample_rate
         gap = time + frame.samples / frame.sample_rate - expected
         if gap > self.GAP:
+            check_bytes(self.bytes + 4 * gap * self.sample_rate)  # a time stamp may say anything
             silence = np.zeros(round(gap * self.sample_rate), np.float32)
             self.blocks.append(silence)
             self._count += len(silence)
         self.done = self.start + self._count / self.sample_rate >= self.until
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self._count
 
     def flush(self) -> None:
         if self._in_start is not None:
@@ -113,4 +125,11 @@ class SoundSink:
             self._count += len(block)
 
     def join(self) -> np.ndarray:
-        return np.concatenate(self.blocks)
+        """All samples.
+
+        Raises:
+            Refused: some are not finite, or so loud that they cannot be meant.
+        """
+        waveform = np.concatenate(self.blocks)
+        check_peak(float(np.abs(waveform).max(initial=0.0)))
+        return waveform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avfast.data.keyed import KeyedDataset
+from avfast.data.limits import Refused, check_pixels, max_pixels
 from avfast.data.randomness import key64
 from avfast.data.sources import ClipSource
 from avfast.errors import MissingDependency, UnreadableFile
@@ -84,7 +86,8 @@ def read_picture(path: str | Path, size: int) -> Tensor:
     Turned as its EXIF orientation says; grey, palette, 16-bit and transparent pictures (over white) become RGB.
 
     Raises:
-        PictureError: the file is missing, empty, broken or no picture.
+        PictureError: the file is missing, empty, broken, no picture, or larger than ``AVFAST_MAX_PIXELS``
+            (:mod:`avfast.data.limits`).
         MissingDependency: Pillow is not installed.
     """
     image = _open(path)
@@ -119,16 +122,22 @@ def read_mask(path: str | Path, size: int) -> Tensor:
 
 def _open(path: str | Path) -> Any:
     pillow = _pillow()
-    path = Path(path)
+    path, most = Path(path), max_pixels()
+    if most > (pillow.Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow has a limit of its own
+        pillow.Image.MAX_IMAGE_PIXELS = most
     try:
         with pillow.Image.open(path) as image:
+            check_pixels(image.width, image.height, "is a picture")
             image.load()
             return _upright(image)
     except FileNotFoundError as error:
         raise PictureError(path, "missing", "does not exist") from error
-    except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
+    except Refused as error:
+        raise PictureError(path, error.cause, error.detail) from None
+    except Exception as error:  # noqa: BLE001 - garbage makes decoders fail in ways nobody can list
         empty = path.is_file() and path.stat().st_size == 0
-        detail = "is empty" if empty else f"cannot be read as a picture ({str(error).splitlines()[0]})"
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        detail = "is empty" if empty else f"cannot be read as a picture ({why})"
         raise PictureError(path, "empty" if empty else "broken", detail) from error
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avfast.data.converters import PictureSink, SoundSink, require_av
 from avfast.data.frame_sampling import frame_times, middle
+from avfast.data.limits import Refused, check_bytes, check_pixels, max_pixels
 from avfast.errors import UnreadableFile
 
 # Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much
@@ -35,7 +36,7 @@ MIN_COVERAGE = 0.9
 class MediaError(UnreadableFile):
     """A media file cannot give what was asked of it.
 
-    ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``.
+    ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``, ``too-large``.
     """
 
 
@@ -175,7 +176,8 @@ def read_clip(
             the sound is zero.
 
     Raises:
-        MediaError: a ``DataError`` naming the file and the cause.
+        MediaError: a ``DataError`` naming the file and the cause; also for files that ask for more than
+            :mod:`avfast.data.limits` allows, and for sound that is not finite.
         MissingDependency: PyAV is not installed.
     """
     with MediaFile(path) as media:
@@ -207,9 +209,11 @@ class MediaFile:
         self.path, self._av = str(path), require_av()
         if not Path(path).is_file():
             raise MediaError(path, "missing", "no such file")
+        # The decoder's own limit too: the size in a header and that of the pictures need not agree.
+        limit = {"max_pixels": str(min(max_pixels(), 2**31 - 1))}
         try:
             # An absolute path: FFmpeg would take what stands before a colon in a name for a protocol.
-            self._container = self._av.open(str(Path(path).absolute()), metadata_errors="replace")
+            self._container = self._av.open(str(Path(path).absolute()), metadata_errors="replace", options=limit)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         streams = self._container.streams
@@ -222,6 +226,13 @@ class MediaFile:
                 # DataLoader workers are the parallelism; decoder threads on top of them only fight.
                 stream.thread_type = "NONE"
                 stream.codec_context.thread_count = 1
+        if self.video is not None:
+            self.video.codec_context.options = limit
+            try:
+                check_pixels(self.video.width, self.video.height)
+            except Refused as error:
+                self._container.close()
+                raise MediaError(path, error.cause, error.detail) from None
 
     def __enter__(self) -> MediaFile:
         return self
@@ -311,7 +322,9 @@ class MediaFile:
                     return decoded
                 self._seek(0.0)  # the index led past what is wanted: read from the start instead
             decoded = self._decode(size, sample_rate, crop, window, wanted)
-        except (self._av.FFmpegError, OSError) as error:
+        except Refused as error:
+            raise MediaError(self.path, error.cause, error.detail) from None
+        except (self._av.FFmpegError, OSError, ArithmeticError, MemoryError) as error:
             raise _unreadable(self.path, error) from error
         if decoded is None:
             what = " or ".join(name for name, there in zip(("no picture", "no sound"), wanted, strict=True) if there)
@@ -332,6 +345,7 @@ class MediaFile:
                 for frame in packet.decode():
                     if frame.time is not None:
                         sink.add(frame, frame.time - self.origin)
+                        check_bytes(pictures.bytes + sound.bytes)
             elif all(sink.done for sink in sinks.values()):
                 break
         sound.flush()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from avfast.data.filecache import FileCache
+from avfast.data.limits import Refused, check_peak
 from avfast.data.media import MIN_COVERAGE, MediaError, MediaFile, MediaInfo
 from avfast.data.sources import EXTENSIONS, ClipSource, media_files
 from avfast.errors import DataError, MissingDependency
@@ -21,6 +22,7 @@ PROBLEMS = {
     "no-video": "has no video stream",
     "no-audio": "has no audio stream",
     "too-short": "is shorter than a clip",
+    "too-large": "asks for more memory than one file may",
     "muted": "is silent all the way",
     "still": "shows one picture all the way",
     "odd-codec": "plays, but its codecs start late or seek badly",
@@ -33,7 +35,7 @@ USUAL_AUDIO = frozenset("aac mp3 mp3float flac pcm_s16le ac3 alac vorbis".split(
 SILENCE = 1e-4
 # Pictures are compared as 16 x 16 grey squares; a largest change of fewer levels than this is coding noise.
 STILLNESS = 4
-VERSION = 1  # of the rules above: remembered results of other rules do not count
+VERSION = 2  # of the rules above: remembered results of other rules do not count
 # Of long files this much is decoded; the rest is checked by its packets only.
 DECODE_SECONDS = 60.0
 
@@ -201,6 +203,11 @@ def _examine(media: MediaFile, info: MediaInfo, min_duration: float) -> tuple[li
         problems.append("unreadable")
     if end < MIN_COVERAGE * min_duration and "truncated" not in problems:
         problems.append("too-short")
+    try:
+        check_peak(found.peak)
+    except Refused as refused:
+        problems = [p for p in problems if p != refused.cause] + [refused.cause]
+        error = error or refused.detail
     if info.has_audio and found.peak < SILENCE:
         problems.append("muted")
     if info.has_video and found.change < STILLNESS:
@@ -246,8 +253,8 @@ def _decode(media: MediaFile) -> tuple[_Found, str]:
                     end = frame.time - media.origin + frame.samples / frame.sample_rate
                     found.audio_end = max(found.audio_end, end)
                     found.samples += frame.samples
-                    found.peak = max(found.peak, _peak(frame.to_ndarray()))
-    except (av.FFmpegError, OSError, ValueError) as error:
+                    found.peak = float(np.maximum(found.peak, _peak(frame.to_ndarray())))  # NaN stays
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return found, getattr(error, "strerror", None) or str(error)
     return found, ""
 

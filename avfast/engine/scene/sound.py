@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avfast.data.converters import SoundSink
+from avfast.data.limits import Refused, check_bytes
 from avfast.data.media import PREROLL, MediaError, MediaFile, middle
 from avfast.data.scan import SILENCE
 from avfast.errors import ConfigError
@@ -63,8 +64,6 @@ def open_sound(path: str | Path, sample_rate: int, duration: float) -> Sound:
         rate, channels = file.audio.rate, file.audio.channels
     if not len(waveform):
         raise MediaError(path, "too-short", "has an audio stream without a sample of sound")
-    if not bool(waveform.isfinite().all()):
-        raise MediaError(path, "unreadable", "holds samples that are not finite numbers")
     waveform = waveform.repeat(-(-wanted // len(waveform)))
     first = (len(waveform) - wanted) // 2 if seconds >= duration else 0
     waveform = waveform[first : first + wanted].clone()
@@ -100,10 +99,12 @@ class SoundFile(MediaFile):
                     return torch.from_numpy(kept), known
                 self._seek(0.0)
             read = self._sound(sample_rate, math.inf)
-        except (self._av.FFmpegError, OSError) as error:
+            waveform = torch.zeros(0) if read is None else torch.from_numpy(read.join())
+        except Refused as error:
+            raise MediaError(self.path, error.cause, error.detail) from None
+        except (self._av.FFmpegError, OSError, ArithmeticError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise MediaError(self.path, "unreadable", f"cannot be decoded ({reason}); it may be truncated") from error
-        waveform = torch.zeros(0) if read is None else torch.from_numpy(read.join())
         return waveform, len(waveform) / sample_rate
 
     def _sound(self, sample_rate: int, end: float) -> SoundSink | None:
@@ -112,6 +113,7 @@ class SoundFile(MediaFile):
             for frame in packet.decode():
                 if frame.time is not None:
                     sink.add(frame, frame.time - self.origin)
+                    check_bytes(sink.bytes)
             if sink.done:
                 break
         sink.flush()

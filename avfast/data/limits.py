@@ -1,0 +1,92 @@
+"""What one file may cost: a header of a few bytes can ask for more memory than any machine has.
+
+=========================== ============ ======================================================================
+environment variable        default      what is refused, with cause ``too-large``
+=========================== ============ ======================================================================
+``AVFAST_MAX_PIXELS``       89,478,485   a picture of more pixels, before its pixels are decoded
+``AVFAST_MAX_FILE_BYTES``   4 GiB        more pictures and sound than this out of one file, while it is decoded
+=========================== ============ ======================================================================
+
+The first is Pillow's own line, a third of a GiB in RGB. Both are read at every file, so they may be set in a running process, and reach the workers of a loader.
+"""
+
+from __future__ import annotations
+
+import math
+
+from avfast import env
+from avfast.errors import ConfigError
+
+# Sound this far above full scale is not sound: what it was computed from overflowed or was read as another type.
+LOUDEST = 1000.0
+
+
+class Refused(Exception):
+    """What a file holds is refused: ``cause`` (one word) and ``detail`` (a clause). Whoever knows the file's name makes
+    an :class:`~avfast.errors.UnreadableFile` of it."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause, self.detail = cause, detail
+
+
+def max_pixels() -> int:
+    """The most pixels of one picture, ``AVFAST_MAX_PIXELS``.
+
+    Raises:
+        ConfigError: the variable is not a positive whole number.
+
+    >>> max_pixels()
+    89478485
+    """
+    return _whole("AVFAST_MAX_PIXELS")
+
+
+def check_pixels(width: int, height: int, what: str = "shows pictures") -> None:
+    """Refuse pictures of more than :func:`max_pixels`.
+
+    Raises:
+        Refused: with cause ``too-large``.
+
+    >>> check_pixels(60_000, 60_000)
+    Traceback (most recent call last):
+    ...
+    avfast.data.limits.Refused: shows pictures of 60000 x 60000, more than 89478485 pixels; AVFAST_MAX_PIXELS raises that
+    """
+    if width * height > (most := max_pixels()):
+        detail = f"{what} of {width} x {height}, more than {most} pixels; AVFAST_MAX_PIXELS raises that"
+        raise Refused("too-large", detail)
+
+
+def check_bytes(count: float) -> None:
+    """Refuse a file that has given more pictures and sound than ``AVFAST_MAX_FILE_BYTES``.
+
+    Raises:
+        Refused: with cause ``too-large``.
+    """
+    if count > (most := _whole("AVFAST_MAX_FILE_BYTES")):
+        detail = f"decodes to more than {most} bytes of pictures and sound; AVFAST_MAX_FILE_BYTES raises that"
+        raise Refused("too-large", detail)
+
+
+def check_peak(peak: float) -> None:
+    """Refuse sound whose largest sample is ``peak``.
+
+    Raises:
+        Refused: it is not finite, or more than :data:`LOUDEST`.
+    """
+    if not peak < math.inf:  # which NaN is not either
+        raise Refused("unreadable", "holds samples that are not finite numbers")
+    if peak > LOUDEST:
+        raise Refused("unreadable", f"holds samples of more than {LOUDEST:g} times full scale")
+
+
+def _whole(name: str) -> int:
+    given = env.text(name)
+    try:
+        value = int(given)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ConfigError(f"{name}: expected a positive whole number, got '{given}'")
+    return value
