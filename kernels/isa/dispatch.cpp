@@ -4,6 +4,7 @@
 
 #include "table.h"
 
+// AVFAST_UP_TO_AVX2, of sanitized builds: the two AVX-512 sets are not compiled, and this machine is said to lack them.
 namespace avfast {
 namespace {
 
@@ -16,7 +17,7 @@ bool has_avx2() {
 }
 
 bool has_avx512() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(AVFAST_UP_TO_AVX2)
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
@@ -25,7 +26,7 @@ bool has_avx512() {
 }
 
 bool has_avx512_bf16() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(AVFAST_UP_TO_AVX2)
   return has_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
