@@ -100,7 +100,7 @@ def test_pictures_of_odd_shapes_are_not_blown_up(tmp_path, monkeypatch):
     path = tmp_path / "thin.mp4"
     write_clip(path, np.full((12, 32, 2, 3), 90, np.uint8), 12, np.zeros(16000, np.float32), 16000)
     monkeypatch.setenv("AVFAST_MAX_PIXELS", "500000")
-    with pytest.raises(MediaError, match="shows pictures of 2 x 32, at the wanted size of 224 x 3584, more than 500000"):
+    with pytest.raises(MediaError, match="pictures of 2 x 32, at the wanted size of 224 x 3584, more than 500000"):
         read_all(path, size=224, sample_rate=16000)
     assert read_all(path, size=224, sample_rate=16000, crop="squash").frames.shape[-2:] == (224, 224)
 

@@ -7,7 +7,8 @@ environment variable        default      what is refused, with cause ``too-large
 ``AVFAST_MAX_FILE_BYTES``   4 GiB        more pictures and sound than this out of one file, while it is decoded
 =========================== ============ ======================================================================
 
-The first is Pillow's own line, a third of a GiB in RGB. Both are read at every file, so they may be set in a running process, and reach the workers of a loader.
+The first is Pillow's own line, a quarter of a GiB in RGB. Both are read at every file, so they may be set in a running
+process, and reach the workers of a loader.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def check_pixels(width: int, height: int, what: str = "shows pictures") -> None:
     >>> check_pixels(60_000, 60_000)
     Traceback (most recent call last):
     ...
-    avfast.data.limits.Refused: shows pictures of 60000 x 60000, more than 89478485 pixels; AVFAST_MAX_PIXELS raises that
+    avfast.data.limits.Refused: shows pictures of 60000 x 60000, more than 89478485 pixels; AVFAST_MAX_PIXELS raises it
     """
     if width * height > (most := max_pixels()):
-        detail = f"{what} of {width} x {height}, more than {most} pixels; AVFAST_MAX_PIXELS raises that"
+        detail = f"{what} of {width} x {height}, more than {most} pixels; AVFAST_MAX_PIXELS raises it"
         raise Refused("too-large", detail)
 
 
@@ -65,7 +66,7 @@ def check_bytes(count: float) -> None:
         Refused: with cause ``too-large``.
     """
     if count > (most := _whole("AVFAST_MAX_FILE_BYTES")):
-        detail = f"decodes to more than {most} bytes of pictures and sound; AVFAST_MAX_FILE_BYTES raises that"
+        detail = f"decodes to more than {most} bytes of pictures and sound; AVFAST_MAX_FILE_BYTES raises it"
         raise Refused("too-large", detail)
 
 
