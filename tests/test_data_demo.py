@@ -21,8 +21,8 @@ from avfast.data.demo.clips import _split, content_hash  # noqa: E402
 from avfast.data.demo.modelled import MODELS, RATE  # noqa: E402
 from avfast.data.demo.photos import SHIPPED, shipped_photos  # noqa: E402
 from avfast.data.demo.sounds import choose_sounds, folder_sounds, synthetic_sounds  # noqa: E402
+from avfast.data.identity import file_sha256  # noqa: E402
 from avfast.data.media import read_all  # noqa: E402
-from avfast.data.sources import file_sha256  # noqa: E402
 from avfast.errors import DataError  # noqa: E402
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from avfast.data.demo.scenes import CLASSES, PARTS, make_scenes
+from avfast.data.identity import file_sha256
 from avfast.data.image_folder import ImageDataset
-from avfast.data.sources import IMAGE_EXTENSIONS, ClipSource, file_sha256
+from avfast.data.sources import IMAGE_EXTENSIONS, ClipSource
 from avfast.errors import DataError
 
 PIL = pytest.importorskip("PIL.Image", reason="the package 'pillow' is not installed")

@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 
-from avfast.data.filecache import NAME
-from avfast.data.sources import ClipSource, file_sha256
+from avfast.data.identity import file_sha256
+from avfast.data.index_files import FOLDER
+from avfast.data.sources import ClipSource
 from avfast.errors import DataError
 
 # A source never opens a file as media, so any bytes do.
@@ -106,7 +107,7 @@ def test_lists_cannot_leave_their_folder(tmp_path, path):
         ("m.json", "[]", "expected an object with a list 'clips'"),
         ("m.json", '{"clips": [{"label": "x"}]}', r"clips\[0\]: expected an object with a 'path'"),
         ("m.json", '{"clips": []}', "lists no clips"),
-        ("words.txt", "hello", "expected a folder, a .csv list or a .json manifest"),
+        ("words.txt", "hello", "expected a folder, a .csv list, a .json manifest or .tar shards"),
     ],
 )
 def test_bad_lists_say_what_is_wrong(tmp_path, name, text, message):
@@ -152,18 +153,22 @@ def test_fingerprint_sees_labels_and_splits(tmp_path):
 
 
 def test_ids_are_cached_until_the_file_changes(tmp_path, monkeypatch):
-    import avfast.data.sources as sources
+    import avfast.data.identity as identity
 
     put(tmp_path, "1.mp4", "2.mp4")
     first = ClipSource.open(tmp_path)
     hashed = []
-    monkeypatch.setattr(sources, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+    whole = identity.content_digest
+    monkeypatch.setattr(identity, "content_digest", lambda path: hashed.append(os.path.basename(path)) or whole(path))
     assert ClipSource.open(tmp_path) == first and hashed == []
     (tmp_path / "2.mp4").write_bytes(b"changed")
     assert ClipSource.open(tmp_path) != first and hashed == ["2.mp4"]
-    (tmp_path / NAME).write_text("not json")
+    (index,) = (tmp_path / FOLDER).iterdir()
+    index.write_text("not an index")
     ClipSource.open(tmp_path)
     assert hashed == ["2.mp4", "1.mp4", "2.mp4"]
+    index.write_bytes(index.read_bytes()[:-40])
+    assert len(ClipSource.open(tmp_path)) == 2 and len(hashed) == 5
 
 
 def test_read_only_folder(tmp_path, monkeypatch):
@@ -172,8 +177,8 @@ def test_read_only_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     ClipSource.open(root)
-    assert not (root / NAME).exists()
-    assert len(list((tmp_path / "cache" / "avfast").iterdir())) == 1
+    assert not list((root / FOLDER).iterdir())
+    assert len(list((tmp_path / "cache" / "avfast").glob("*/*.npz"))) == 1
 
 
 def test_automatic_splits_depend_on_content_only(tmp_path):

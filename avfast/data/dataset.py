@@ -125,7 +125,7 @@ class ClipDataset(KeyedDataset):
         if self.sound:
             found["waveform"] = clip.waveform
         return found | {
-            "label": self._labels[index],
+            "label": int(self._labels[index]),
             "index": index,
             "id": record.id,
         }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avfast.data.keyed import KeyedDataset
 from avfast.data.limits import Refused, check_pixels, max_pixels
+from avfast.data.members import Member, opened
 from avfast.data.randomness import key64
 from avfast.data.sources import ClipSource
 from avfast.errors import MissingDependency, UnreadableFile
@@ -59,13 +60,13 @@ class ImageDataset(KeyedDataset):
         if size < 1:
             raise ValueError(f"avfast.data.ImageDataset: size: expected a positive number of pixels, got {size}")
         self.size, self.mask_size = size, mask_size or size
-        self.has_masks = all(record.mask is not None for record in source.records)
+        self.has_masks = source.records.masked
         self._decoded: dict[int, dict[str, Tensor]] = {}
 
     def _sample(self, epoch: int, index: int) -> dict[str, Any]:
         record = self.source.records[index]
         seed = key64(self.seed, epoch if self.train else "fixed", record.id) >> 1  # fits a signed integer
-        facts = {"label": self._labels[index], "index": index, "id": record.id, "seed": seed}
+        facts = {"label": int(self._labels[index]), "index": index, "id": record.id, "seed": seed}
         return self._pictures(index) | facts
 
     def _pictures(self, index: int) -> dict[str, Tensor]:
@@ -80,7 +81,7 @@ class ImageDataset(KeyedDataset):
         return pictures
 
 
-def read_picture(path: str | Path, size: int) -> Tensor:
+def read_picture(path: str | Path | Member, size: int) -> Tensor:
     """The largest central square of a picture, uint8 ``[3, size, size]`` RGB.
 
     Turned as its EXIF orientation says; grey, palette, 16-bit and transparent pictures (over white) become RGB.
@@ -107,7 +108,7 @@ def read_picture(path: str | Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path, size: int) -> Tensor:
+def read_mask(path: str | Path | Member, size: int) -> Tensor:
     """Class numbers of the same central square, uint8 ``[size, size]``, by nearest neighbour.
 
     Raises:
@@ -115,27 +116,29 @@ def read_mask(path: str | Path, size: int) -> Tensor:
     """
     image = _open(path)
     if image.mode not in ("L", "P"):
-        raise PictureError(Path(path), "mask", f"is a mask of mode {image.mode}; expected one channel of class numbers")
+        raise PictureError(path, "mask", f"is a mask of mode {image.mode}; expected one channel of class numbers")
     square = _square(image, size, _pillow().Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(square, dtype=np.uint8))
 
 
-def _open(path: str | Path) -> Any:
+def _open(path: str | Path | Member) -> Any:
     pillow = _pillow()
-    path, most = Path(path), max_pixels()
+    path, most = path if isinstance(path, Member) else Path(path), max_pixels()
     if most > (pillow.Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow has a limit of its own
         pillow.Image.MAX_IMAGE_PIXELS = most
     try:
-        with pillow.Image.open(path) as image:
+        with opened(path) as file, pillow.Image.open(file) as image:
             check_pixels(image.width, image.height, "is a picture")
             image.load()
             return _upright(image)
     except FileNotFoundError as error:
         raise PictureError(path, "missing", "does not exist") from error
+    except UnreadableFile as error:
+        raise PictureError(path, error.cause, error.detail) from error.__cause__
     except Refused as error:
         raise PictureError(path, error.cause, error.detail) from None
     except Exception as error:  # noqa: BLE001 - garbage makes decoders fail in ways nobody can list
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
         why = (str(error) or type(error).__name__).splitlines()[0]
         detail = "is empty" if empty else f"cannot be read as a picture ({why})"
         raise PictureError(path, "empty" if empty else "broken", detail) from error

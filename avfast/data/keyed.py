@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from avfast.data.deadline import TimeLimit
+from avfast.data.identity import content_id
 from avfast.data.randomness import Draws
-from avfast.data.sources import ClipSource, file_sha256
+from avfast.data.sources import ClipSource
 from avfast.errors import DataError, RunFault, UnreadableFile
 
 POLICIES = ("raise", "skip", "resample")
@@ -53,7 +54,7 @@ class KeyedDataset(Dataset):
         if cache not in (None, "memory"):
             raise ValueError(f"{where}: cache: expected None or 'memory', got {cache!r}")
         self.source, self.seed, self.train, self.on_error, self.cache = source, seed, train, on_error, cache
-        self._labels = source.labels
+        self._labels = source.label_numbers
         self.limit = TimeLimit(timeout)
         self.beacon: torch.Tensor | None = None
         self._decoded: dict[int, Any] = {}
@@ -118,7 +119,7 @@ class KeyedDataset(Dataset):
             changed = _changed_at(record.path)
             if changed > self._verified.get(index, self._made):
                 try:
-                    same = file_sha256(record.path) == record.id
+                    same = content_id(record.path) == record.id
                 except DataError as error:
                     raise UnreadableFile(record.path, "unreadable", "cannot be read any more") from error.__cause__
                 if not same:

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from avfast.data.listing import folder_files
 from avfast.data.sources import EXTENSIONS, SPLIT_NAMES, ClipSource
 from avfast.errors import DataError
 
@@ -69,12 +70,13 @@ class Layout:
     extensions: tuple[str, ...] = EXTENSIONS
 
 
-def open_layout(name: str, folder: str | Path) -> ClipSource:
+def open_layout(name: str, folder: str | Path, *, trust: bool = False) -> ClipSource:
     """The clips of a published data set.
 
     Args:
         name: a key of :data:`LAYOUTS`.
         folder: where it was unpacked.
+        trust: as for :meth:`ClipSource.open`.
 
     Raises:
         DataError: unknown name; a folder that does not hold what is looked for; a list that cannot be read; or none of
@@ -97,23 +99,26 @@ def open_layout(name: str, folder: str | Path) -> ClipSource:
         entries = list(layout.entries(root))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{root}: the lists of {name} cannot be read ({error})") from error
-    files = _by_stem(root, layout.extensions)
+    names, ids = folder_files(root, layout.extensions, trust=trust)
+    files = _by_stem(names)
     rows = [
-        {"path": str(path), "label": entry.label, "split": entry.split or "train", "group": entry.group}
+        {"path": path, "label": entry.label, "split": entry.split or "train", "group": entry.group}
         for entry in entries if (path := files.get(entry.stem) or files.get(entry.other))
     ]  # fmt: skip
     if not rows:
         example = f", for instance '{entries[0].stem}'" if entries else ""
         raise DataError(f"{root}: none of the {len(entries)} clips that {name} lists is on the disk{example}")
     _deal(rows, layout.test and not any(entry.split == "test" for entry in entries))
-    return ClipSource.from_rows(root, rows, missing=len(entries) - len(rows))
+    place = {name: row for row, name in enumerate(names)}
+    own = ids[[place[row["path"]] for row in rows]]
+    return ClipSource.from_rows(root, rows, ids=own, missing=len(entries) - len(rows))
 
 
-def _by_stem(root: Path, extensions: tuple[str, ...]) -> dict[str, PurePosixPath]:
-    """Files by name without ending; the first in a fixed order where several share it."""
-    found: dict[str, PurePosixPath] = {}
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in extensions and p.is_file()):
-        found.setdefault(path.stem, PurePosixPath(path.relative_to(root)))
+def _by_stem(names: list[str]) -> dict[str, str]:
+    """Files by name without ending; the first in the order of ``names`` where several share it."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(PurePosixPath(name).stem, name)
     return found
 
 

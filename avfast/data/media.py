@@ -22,6 +22,7 @@ from torch import Tensor
 from avfast.data.converters import PictureSink, SoundSink, require_av
 from avfast.data.frame_sampling import frame_times, middle
 from avfast.data.limits import Refused, check_bytes, check_pixels, max_pixels
+from avfast.data.members import Member, MemberFile
 from avfast.errors import UnreadableFile
 
 # Decoders need some input before they are right: one AAC frame, 80 ms of Opus. Seeking lands this much
@@ -36,7 +37,8 @@ MIN_COVERAGE = 0.9
 class MediaError(UnreadableFile):
     """A media file cannot give what was asked of it.
 
-    ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``, ``too-large``.
+    ``cause`` is one of ``missing``, ``unreadable``, ``no-video``, ``no-audio``, ``too-short``, ``too-large``, or
+    ``changed`` (the shard, since it was indexed).
     """
 
 
@@ -138,7 +140,7 @@ class Decoded:
         return waveform
 
 
-def probe(path: str | Path) -> MediaInfo:
+def probe(path: str | Path | Member) -> MediaInfo:
     """Read the headers of a media file (no decoding, about a millisecond).
 
     Raises:
@@ -150,7 +152,7 @@ def probe(path: str | Path) -> MediaInfo:
 
 
 def read_clip(
-    path: str | Path,
+    path: str | Path | Member,
     *,
     start: float | None,
     duration: float,
@@ -162,7 +164,7 @@ def read_clip(
     """Read one clip from a file with pictures and sound.
 
     Args:
-        path: any container and codec that FFmpeg reads.
+        path: any container and codec that FFmpeg reads, a file or a member of a shard.
         start: seconds from the file's start; None takes the middle.
         duration: seconds.
         frames: pictures per clip, the ones on screen at :func:`~avfast.data.frame_sampling.frame_times`.
@@ -188,7 +190,7 @@ def read_clip(
 
 
 def read_all(
-    path: str | Path,
+    path: str | Path | Member,
     *,
     size: int | tuple[int, int],
     sample_rate: int,
@@ -205,15 +207,13 @@ def read_all(
 class MediaFile:
     """An open media file; a context manager, so that the container is closed whatever happens."""
 
-    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+    def __init__(self, path: str | Path | Member, *, threads: int = 1) -> None:
         self.path, self._av = str(path), require_av()
-        if not Path(path).is_file():
-            raise MediaError(path, "missing", "no such file")
+        self._source = _source(path)
         # The decoder's own limit too: the size in a header and that of the pictures need not agree.
         limit = {"max_pixels": str(min(max_pixels(), 2**31 - 1))}
         try:
-            # An absolute path: FFmpeg would take what stands before a colon in a name for a protocol.
-            self._container = self._av.open(str(Path(path).absolute()), metadata_errors="replace", options=limit)
+            self._container = self._av.open(self._source, metadata_errors="replace", options=limit)
         except (self._av.FFmpegError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         streams = self._container.streams
@@ -239,6 +239,8 @@ class MediaFile:
 
     def __exit__(self, *exc: object) -> None:
         self._container.close()
+        if isinstance(self._source, MemberFile):
+            self._source.close()
 
     @property
     def origin(self) -> float:
@@ -376,10 +378,23 @@ def _covers(decoded: Decoded, window: tuple[float, float, Sequence[float]]) -> b
     return decoded.audio_start <= window[0]
 
 
+def _source(path: str | Path | Member) -> str | MemberFile:
+    """What the decoder opens: the name of a file, or the part of a shard as a file object."""
+    if isinstance(path, Member):
+        try:
+            return path.open()
+        except UnreadableFile as error:
+            raise MediaError(path, error.cause, error.detail) from error.__cause__
+    if not Path(path).is_file():
+        raise MediaError(path, "missing", "no such file")
+    # An absolute path: FFmpeg would take what stands before a colon in a name for a protocol.
+    return str(Path(path).absolute())
+
+
 def _is_cover(stream: Any) -> bool:
     return "attached_pic" in str(stream.disposition).lower()
 
 
-def _unreadable(path: str | Path, error: Exception) -> MediaError:
+def _unreadable(path: object, error: Exception) -> MediaError:
     reason = getattr(error, "strerror", None) or str(error)
     return MediaError(path, "unreadable", f"cannot be read ({reason}); it may be truncated or not a media file")

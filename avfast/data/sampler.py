@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from avfast.data.randomness import permutation
 from avfast.errors import DataError
 
@@ -74,9 +76,9 @@ class EpochSampler:
         full, rest = divmod(self.n, self.batch_size * self.world_size)
         return full + (not self.drop_last and rest > self.rank)
 
-    def order(self, epoch: int) -> list[int]:
-        """The global order of one epoch, before it is dealt out to ranks."""
-        return permutation(self.n, "order", self.seed, epoch).tolist() if self.shuffle else list(range(self.n))
+    def order(self, epoch: int) -> np.ndarray:
+        """The global order of one epoch, before it is dealt out to ranks; int64 ``[n]``."""
+        return permutation(self.n, "order", self.seed, epoch) if self.shuffle else np.arange(self.n)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = self.epoch, self.step
@@ -84,7 +86,7 @@ class EpochSampler:
         stride = self.batch_size * self.world_size
         for step in range(first, len(self)):
             group = order[step * stride : (step + 1) * stride]
-            yield [(epoch, index) for index in group[self.rank :: self.world_size]]
+            yield [(epoch, index) for index in group[self.rank :: self.world_size].tolist()]
         self.epoch, self.step = epoch + 1, 0
 
     def set_position(self, epoch: int, step: int) -> None:

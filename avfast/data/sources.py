@@ -1,16 +1,19 @@
-"""Which clips or pictures there are: a folder, a CSV or a manifest, with optional labels and splits."""
+"""Which clips or pictures there are: a folder, a CSV, a manifest or tar shards, with optional labels and splits."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avfast.data.filecache import FileCache
+import numpy as np
+
+from avfast.data.listing import Listing, folder_files, identify, look, remembered, walk
+from avfast.data.lists import apply_labels, csv_rows, manifest_rows, read_manifest, refuse_escapes
+from avfast.data.records import ClipRecord, Codes, Columns, Records, Texts
 from avfast.errors import DataError
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp", ".ogv")
@@ -20,26 +23,13 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class ClipRecord:
-    """One media file. ``id`` is the SHA-256 of its bytes: it survives renaming, reordering and copying.
-
-    ``mask`` is a picture of class numbers of the same size, where a manifest names one.
-    """
-
-    path: Path
-    id: str
-    label: str | None = None
-    split: str | None = None
-    duration: float | None = None
-    mask: Path | None = None
-
-
-@dataclass(frozen=True)
 class ClipSource:
     """An ordered set of clips, or of pictures.
 
-    ``classes`` is kept when a split is taken, so that class numbers agree between splits. ``missing`` counts
-    files that a list names and the disk lacks (only with ``missing="drop"``).
+    ``records`` may be given as any sequence of :class:`ClipRecord`; it is kept in columns, at about 100 bytes each, and
+    its items are made when asked for. ``classes`` is kept when a split is taken, so that class numbers agree between
+    splits. ``missing`` counts files that a list names and the disk lacks (only with ``missing="drop"``); ``notes`` are
+    sentences about what else was left out.
 
     >>> ClipSource.open("/no/such/folder")
     Traceback (most recent call last):
@@ -48,10 +38,14 @@ class ClipSource:
     """
 
     root: Path
-    records: tuple[ClipRecord, ...]
+    records: Sequence[ClipRecord]
     classes: tuple[str, ...] = ()
     manifest: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     missing: int = 0
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", Records.of(self.root, self.records))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,98 +59,157 @@ class ClipSource:
         allow_outside: bool = False,
         missing: str = "raise",
         extensions: tuple[str, ...] = EXTENSIONS,
+        trust: bool = False,
     ) -> ClipSource:
         """Find the clips at ``path``.
 
+        Every folder is listed once and every file looked at once; ids of files that kept their size and modification
+        time come from an index in ``.avfast-index`` beside the data (or in the user's cache).
+
         Args:
-            path: a folder (searched recursively), a CSV with columns ``path[,label][,split][,duration]``, or
-                a JSON manifest. A folder that holds a ``manifest.json`` is read through it. In a plain folder
-                the parent folder is the label if there are at least two class folders and every file is in
-                one; top folders called train, val or test are splits.
+            path: a folder (searched recursively), a CSV with columns ``path[,label][,split][,duration]``, a JSON
+                manifest, or shards as :func:`avfast.data.shards.find_shards` takes them. A folder that holds a
+                ``manifest.json`` is read through it. In a plain folder the parent folder is the label if there are at
+                least two class folders and every file is in one; top folders called train, val or test are splits.
             labels: a CSV with columns ``path,label`` that names (and may override) labels.
             allow_outside: permit absolute paths and ``..`` in a CSV or manifest.
-            missing: ``"raise"`` or ``"drop"`` for listed files that do not exist.
+            missing: ``"raise"`` or ``"drop"`` for listed files that do not exist, and for shards that are damaged.
             extensions: of the files to look for in a folder; ``IMAGE_EXTENSIONS`` finds pictures.
+            trust: take the index as it is where no folder (or list) has changed; no file is looked at. For processes
+                beside the one that has just listed the data.
 
         Raises:
             DataError: naming the file, the line and the cause.
         """
-        path = Path(path)
+        from avfast.data.shards import is_shards, open_shards
+
         if missing not in ("raise", "drop"):
             raise DataError(f"avfast.data.ClipSource.open: missing: expected 'raise' or 'drop', got {missing!r}")
+        if is_shards(path):
+            return open_shards(cls, path, labels=labels, missing=missing, extensions=extensions)
+        path = Path(path)
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-        manifest = None
         if path.is_dir() and not (path / MANIFEST).is_file():
-            root, rows = path, _folder_rows(path, extensions)
-        elif path.suffix.lower() == ".csv":
-            root, rows = path.parent, _csv_rows(path)
+            names, ids = folder_files(path, extensions, trust=trust)
+            if not names and any(walk(path, (".tar", ".gz", ".tgz")).names):
+                return open_shards(cls, path, labels=labels, missing=missing, extensions=extensions)
+            return cls._open_folder(path, names, ids, extensions, labels)
+        manifest = None
+        if path.suffix.lower() == ".csv":
+            list_file, rows = path, csv_rows(path)
         elif path.is_dir() or path.suffix.lower() == ".json":
-            file = path / MANIFEST if path.is_dir() else path
-            root, manifest = file.parent, _read_manifest(file)
-            rows = _manifest_rows(manifest, file)
+            list_file = path / MANIFEST if path.is_dir() else path
+            manifest = read_manifest(list_file)
+            rows = manifest_rows(manifest, list_file)
         else:
-            raise DataError(f"{path}: expected a folder, a .csv list or a .json manifest")
-
+            raise DataError(f"{path}: expected a folder, a .csv list, a .json manifest or .tar shards")
         if not allow_outside:
-            _refuse_escapes(path, rows)
+            refuse_escapes(path, rows)
         if labels is not None:
-            _apply_labels(rows, Path(labels))
-        present = [row for row in rows if (root / row["path"]).is_file()]
-        absent = [row["path"] for row in rows if not (root / row["path"]).is_file()]
+            apply_labels(rows, Path(labels))
+        return cls._open_list(path, list_file, rows, manifest, missing, trust)
+
+    @classmethod
+    def _open_folder(
+        cls, root: Path, names: list[str], ids: np.ndarray, extensions: tuple[str, ...], labels: str | Path | None
+    ) -> ClipSource:
+        if not names:
+            kind = "pictures" if extensions == IMAGE_EXTENSIONS else "media files"
+            raise DataError(f"{root}: holds no {kind}; looked for {' '.join(extensions)} in it and below")
+        found, splits = folder_facts(names)
+        if labels is not None:
+            rows = [{"path": name, "label": label} for name, label in zip(names, found, strict=True)]
+            apply_labels(rows, Path(labels))
+            found = [row["label"] for row in rows]
+        return cls.from_columns(Columns(root, Texts.of(names), ids, Codes.of(found), Codes.of(splits),
+                                        np.full(len(names), np.nan)))  # fmt: skip
+
+    @classmethod
+    def _open_list(
+        cls, path: Path, list_file: Path, rows: list[dict[str, Any]], manifest: Any, missing: str, trust: bool
+    ) -> ClipSource:
+        root, kind = list_file.parent, ("list", list_file.name)
+        names = [row["path"] for row in rows]
+        known = remembered(root, *kind) if trust else None
+        if known is not None and set(known[0]) <= set(names) and (len(known[0]) == len(names) or missing == "drop"):
+            place = {name: row for row, name in enumerate(known[0])}
+            present = [row for row in rows if row["path"] in place]
+            ids = known[1][[place[row["path"]] for row in present]]
+            return cls.from_rows(root, present, ids=ids, manifest=manifest, missing=len(rows) - len(present))
+        anchors = {list_file.name: list_file.stat().st_mtime_ns}
+        stamps, there = look(root, names)
+        absent = [name for name, found in zip(names, there.tolist(), strict=True) if not found]
         if absent and missing == "raise":
             shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             raise DataError(
                 f"{path}: {len(absent)} of {len(rows)} listed files do not exist ({shown}); "
                 'missing="drop" goes on without them'
             )
+        present = [row for row, found in zip(rows, there.tolist(), strict=True) if found]
         if not present:
             raise DataError(f"{path}: lists no clips that exist")
-        return cls.from_rows(root, present, manifest=manifest, missing=len(absent))
+        ids = identify(Listing(root, [row["path"] for row in present], stamps[there], anchors), *kind)
+        return cls.from_rows(root, present, ids=ids, manifest=manifest, missing=len(absent))
 
     @classmethod
     def from_rows(
-        cls, root: Path, rows: list[dict[str, Any]], *, manifest: dict[str, Any] | None = None, missing: int = 0
+        cls, root: Path, rows: list[dict[str, Any]], *, ids: np.ndarray | None = None, **facts: Any
     ) -> ClipSource:
         """Clips of existing files: rows with ``path`` (below ``root``), and ``label``, ``split``, ``duration``,
-        ``mask`` where known."""
-        cache = FileCache(root, "sha256")
-        records = []
-        for row in rows:
-            file = root / row["path"]
-            if (digest := cache.get(file)) is None:
-                digest = file_sha256(file)
-                cache.put(file, digest)
-            duration = row.get("duration")
-            records.append(
-                ClipRecord(file, digest, row.get("label") or None, row.get("split") or None,
-                           float(duration) if duration not in (None, "") else None,
-                           root / row["mask"] if row.get("mask") else None)
-            )  # fmt: skip
-        cache.save()
-        classes = tuple(sorted({r.label for r in records if r.label is not None}))
-        return cls(root, tuple(records), classes, manifest, missing)
+        ``mask`` where known. ``ids`` uint8 ``[N, 32]`` are looked up if they are not given; ``facts`` are other fields
+        of the source."""
+        if ids is None:
+            names = [row["path"] for row in rows]
+            ids = identify(Listing(root, names, look(root, names)[0], {}), "rows")
+        durations = [np.nan if row.get("duration") in (None, "") else float(row["duration"]) for row in rows]
+        masks = [row.get("mask") or "" for row in rows]
+        columns = Columns(
+            root,
+            Texts.of(row["path"] for row in rows),
+            ids,
+            Codes.of([row.get("label") or None for row in rows]),
+            Codes.of([row.get("split") or None for row in rows]),
+            np.array(durations, dtype=np.float64),
+            Texts.of(masks) if any(masks) else None,
+        )
+        return cls.from_columns(columns, **facts)
 
-    @property
+    @classmethod
+    def from_columns(cls, columns: Columns, **facts: Any) -> ClipSource:
+        """A source of all records of some columns; ``facts`` are the other fields."""
+        return cls(columns.root, Records(columns), columns.labels.names, **facts)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, labels and splits in a fixed order: equal exactly if the sets are."""
-        lines = sorted(f"{r.id}\t{r.label or ''}\t{r.split or ''}" for r in self.records)
+        ids, labels, splits = self.records.ids, self.records.labels, self.records.splits
+        ends = [f"\t{label}\t" for label in (*labels.names, "")], (*splits.names, "")
+        whole = ids.tobytes().hex()
+        lines = sorted(
+            whole[64 * row : 64 * row + 64] + ends[0][label] + ends[1][split]
+            for row, (label, split) in enumerate(zip(labels.number.tolist(), splits.number.tolist(), strict=True))
+        )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
-    def labels(self) -> list[int]:
-        """Class number of every record; -1 where there is no label."""
+    def label_numbers(self) -> np.ndarray:
+        """Class number of every record, int64; -1 where there is no label."""
         index = {name: i for i, name in enumerate(self.classes)}
-        return [-1 if r.label is None else index[r.label] for r in self.records]
+        codes = self.records.labels
+        return np.array([*(index[name] for name in codes.names), -1], dtype=np.int64)[codes.number]
+
+    @property
+    def labels(self) -> list[int]:
+        """:attr:`label_numbers` as a list."""
+        return self.label_numbers.tolist()
 
     @property
     def splits(self) -> dict[str, int]:
         """Split names with their sizes; empty if no record has a split."""
-        counts: dict[str, int] = {}
-        for record in self.records:
-            if record.split is not None:
-                counts[record.split] = counts.get(record.split, 0) + 1
-        return counts
+        codes = self.records.splits
+        counts = np.bincount(codes.number + 1, minlength=len(codes.names) + 1)[1:].tolist()
+        return {name: count for name, count in zip(codes.names, counts, strict=True) if count}
 
     def split(self, name: str) -> ClipSource:
         """The records of one split. Without splits in the data, :meth:`with_splits` makes them first.
@@ -165,10 +218,11 @@ class ClipSource:
             DataError: there is no such split.
         """
         source = self if self.splits else self.with_splits()
-        chosen = tuple(r for r in source.records if r.split == name)
-        if not chosen:
+        codes = source.records.splits
+        if not source.splits.get(name):
             raise DataError(f"{self.root}: no clips in split {name!r}; there are {source.splits}")
-        return replace(source, records=chosen)
+        chosen = source.records.rows[codes.number == codes.names.index(name)]
+        return replace(source, records=Records(source.records.columns, chosen))
 
     def with_splits(self, *, val: float = 0.1, test: float = 0.2) -> ClipSource:
         """Deal records out by a hash of their content.
@@ -179,130 +233,35 @@ class ClipSource:
         """
         if val < 0 or test < 0 or val + test >= 1:
             raise DataError(f"with_splits: expected val, test >= 0 with val + test < 1, got {val} and {test}")
-        place = {r.id: int(hashlib.sha256(f"split {r.id}".encode()).hexdigest()[:15], 16) / 16**15
-                 for r in self.records}  # fmt: skip
+        whole = self.records.ids.tobytes().hex()
+        ids = [whole[start : start + 64] for start in range(0, len(whole), 64)]
+        place = {i: int(hashlib.sha256(f"split {i}".encode()).hexdigest()[:15], 16) / 16**15 for i in ids}
         names = {i: "test" if u < test else "val" if u < test + val else "train" for i, u in place.items()}
         for name, share in (("test", test), ("val", val)):
-            rest = sorted((u, i) for i, u in place.items() if names[i] == "train")
-            if share and name not in names.values() and len(place) >= 3 and rest:
-                names[rest[0][1]] = name
-        return replace(self, records=tuple(replace(r, split=names[r.id]) for r in self.records))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
+            if share and name not in names.values() and len(place) >= 3:
+                rest = [(u, i) for i, u in place.items() if names[i] == "train"]
+                if rest:
+                    names[min(rest)[1]] = name
+        codes = Codes.of([names[i] for i in ids])
+        return replace(self, records=self.records.with_splits(codes.names, codes.number))
 
 
 def media_files(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[Path]:
     """Media files under a folder, by extension, in a fixed order. Hidden files and folders are left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in extensions and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return [folder / name for name in walk(folder, extensions).names]
 
 
-def _folder_rows(root: Path, extensions: tuple[str, ...]) -> list[dict[str, Any]]:
-    files = [p.relative_to(root) for p in media_files(root, extensions)]
-    if not files:
-        kind = "pictures" if extensions == IMAGE_EXTENSIONS else "media files"
-        raise DataError(f"{root}: holds no {kind}; looked for {' '.join(extensions)} in it and below")
-    tops = {f.parts[0].lower() for f in files if len(f.parts) > 1}
-    in_splits = bool(tops) and tops <= set(SPLIT_NAMES) and all(len(f.parts) > 1 for f in files)
+def folder_facts(names: list[str]) -> tuple[list[str | None], list[str | None]]:
+    """Labels and splits of files by the folders they are in (see :meth:`ClipSource.open`).
+
+    >>> folder_facts(["train/cat/1.mp4", "test/dog/2.mp4"])
+    (['cat', 'dog'], ['train', 'test'])
+    """
+    parts = [name.split("/") for name in names]
+    tops = {p[0].lower() for p in parts if len(p) > 1}
+    in_splits = bool(tops) and tops <= set(SPLIT_NAMES) and all(len(p) > 1 for p in parts)
     depth = 2 if in_splits else 1
-    names = {f.parts[-2] if len(f.parts) > depth else None for f in files}
-    labelled = None not in names and len(names) > 1
-    return [
-        {
-            "path": str(f),
-            "label": f.parts[-2] if labelled else None,
-            "split": SPLIT_NAMES[f.parts[0].lower()] if in_splits else None,
-        }
-        for f in files
-    ]
-
-
-def _csv_rows(path: Path, *, needs: Iterable[str] = ("path",)) -> list[dict[str, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [c.strip() for c in reader.fieldnames or []]
-            lacking = [c for c in needs if c not in columns]
-            if lacking:
-                raise DataError(
-                    f"{path}: expected a column {lacking[0]!r} in the first line, found {columns or 'nothing'}"
-                )
-            reader.fieldnames = columns
-            rows = [{k: v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
-    for line, row in enumerate(rows, start=2):
-        if not row.get("path"):
-            raise DataError(f"{path}: line {line}: the path is empty")
-        _check_duration(row, f"{path}: line {line}")
-    if not rows:
-        raise DataError(f"{path}: has a header and no rows")
-    return rows
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("clips"), list):
-        raise DataError(f"{path}: expected an object with a list 'clips'")
-    return manifest
-
-
-def _manifest_rows(manifest: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, clip in enumerate(manifest["clips"]):
-        where = f"{path}: clips[{number}]"
-        if not isinstance(clip, dict) or not isinstance(clip.get("path"), str) or not clip["path"]:
-            raise DataError(f"{where}: expected an object with a 'path'")
-        row = {key: clip.get(key) for key in ("path", "label", "split", "duration", "mask")}
-        for key in ("label", "split", "mask"):
-            row[key] = None if row[key] is None else str(row[key])
-        _check_duration(row, where)
-        rows.append(row)
-    return rows
-
-
-def _check_duration(row: dict[str, Any], where: str) -> None:
-    value = row.get("duration")
-    try:
-        good = value in (None, "") or float(value) > 0
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise DataError(f"{where}: duration: expected seconds, got {value!r}")
-
-
-def _refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
-    """A list may come with downloaded data: it must not reach files the user did not point at."""
-    for name in (row[key] for row in rows for key in ("path", "mask") if row.get(key)):
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(
-                f"{source}: the path {name!r} leaves the folder of the list; allow_outside=True permits that"
-            )
-
-
-def _apply_labels(rows: list[dict[str, Any]], path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such label file")
-    given = {row["path"]: row["label"] for row in _csv_rows(path, needs=("path", "label"))}
-    for row in rows:
-        row["label"] = given.get(row["path"], row.get("label"))
-    if unknown := sorted(set(given) - {row["path"] for row in rows}):
-        raise DataError(f"{path}: names {len(unknown)} files that are not in the data (first: {unknown[0]})")
+    folders = [p[-2] if len(p) > depth else None for p in parts]
+    labelled = None not in folders and len(set(folders)) > 1
+    splits = [SPLIT_NAMES[p[0].lower()] if in_splits else None for p in parts]
+    return folders if labelled else [None] * len(names), splits

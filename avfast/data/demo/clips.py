@@ -25,9 +25,10 @@ from avfast.data.demo.faults import plant_faults
 from avfast.data.demo.modelled import RATE
 from avfast.data.demo.photos import Photo, choose_photos
 from avfast.data.demo.sounds import Sound, choose_sounds
+from avfast.data.identity import file_sha256
 from avfast.data.media import read_all
 from avfast.data.outputs import require_folder
-from avfast.data.sources import MANIFEST, file_sha256
+from avfast.data.sources import MANIFEST
 from avfast.errors import DataError
 
 CLASSES, SECONDS, FPS, SIZE = 16, 2.0, 12, 96

@@ -11,7 +11,7 @@ import numpy as np
 from avfast.data.demo.encode import OPUS, VP9, write_clip
 from avfast.data.demo.modelled import RATE
 from avfast.data.demo.photos import Photo
-from avfast.data.sources import file_sha256
+from avfast.data.identity import file_sha256
 
 FPS = 12
 

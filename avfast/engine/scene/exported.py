@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avfast.data.sources import file_sha256
+from avfast.data.identity import file_sha256
 from avfast.encoders import Encoder, build_encoder
 from avfast.errors import AvfastError, CheckpointError
 from avfast.generator import Generator, GeneratorConfig, fold_spectral_norm
