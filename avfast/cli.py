@@ -115,10 +115,17 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     data.add_argument("--sounds", type=Path, metavar="DIR", help="take recordings from here")
 
     scan = add("media-scan", _media_scan, "find files that cannot be trained on; status 1 if there are any")
-    scan.add_argument("dir", type=Path, metavar="DIR")
+    scan.add_argument("dir", metavar="DIR|SHARDS")
     scan.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help="write the report here")
     scan.add_argument("--workers", type=int, default=2)
     scan.add_argument("--min-duration", type=float, default=1.0, metavar="SECONDS")
+
+    shards = add("shards", _shards, "pack a folder, a list or a published set into tar shards, as webdataset has them")
+    shards.add_argument("data", metavar="DIR|CSV|JSON")
+    shards.add_argument("out", type=Path, metavar="OUT")
+    shards.add_argument("--size", default="1GB", help="of a shard (default: 1GB)")
+    shards.add_argument("--kind", choices=("clips", "images"), default="clips", help="what to look for in a folder")
+    shards.add_argument("--seed", type=int, default=0, help="of the order inside the shards")
 
     bn_scan = add("bn-scan", _bn_scan, "find dead batch-norm channels in a checkpoint or a module")
     bn_scan.add_argument("target", metavar="CHECKPOINT|MODULE:CALLABLE")
@@ -159,8 +166,9 @@ def _training_arguments(train: argparse.ArgumentParser) -> None:
         "--recipe", required=True, metavar="NAME", help="a name from `avfast recipes`, which says what it needs"
     )
     train.add_argument(
-        "--data", required=True, metavar="DIR|CSV|JSON|demo|labelled",
-        help="clips or images, whichever the recipe needs, 'demo' to make some, or 'labelled': noisy clips of classes",
+        "--data", required=True, metavar="DIR|CSV|JSON|SHARDS|demo|labelled",
+        help="clips or images, whichever the recipe needs (shards: 'DIR/{000..099}.tar'), 'demo' to make some, or "
+        "'labelled': noisy clips of classes",
     )  # fmt: skip
     train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME)")
     train.add_argument("--preset", metavar="NAME", help="named settings of the recipe, for instance the paper's")
@@ -252,6 +260,12 @@ def _media_scan(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         min_duration=arguments.min_duration,
     )
+
+
+def _shards(arguments: argparse.Namespace) -> int:
+    from avfast.data.commands import shards_command
+
+    return shards_command(arguments.data, arguments.out, size=arguments.size, kind=arguments.kind, seed=arguments.seed)
 
 
 def _bn_scan(arguments: argparse.Namespace) -> int:

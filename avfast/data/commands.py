@@ -103,6 +103,28 @@ def media_scan_command(
     return 1 if report.unusable else 0
 
 
+def shards_command(data: str | Path, out: Path, *, size: str = "1GB", kind: str = "clips", seed: int = 0) -> int:
+    """Pack a source into shards and say how they are read; returns 0.
+
+    Raises:
+        AvfastError: see :meth:`avfast.data.ClipSource.open` and :func:`avfast.data.shard_writer.write_shards`.
+    """
+    from avfast.data.layouts import open_source
+    from avfast.data.outputs import require_folder
+    from avfast.data.shard_writer import parse_size, write_shards
+    from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
+
+    limit = parse_size(size)
+    require_folder(out, "OUT")
+    source = open_source(data, extensions=IMAGE_EXTENSIONS if kind == "images" else EXTENSIONS)
+    with progress_bar("packing") as progress:
+        shards = write_shards(source, out, size=limit, seed=seed, progress=progress)
+    total = sum(shard.stat().st_size for shard in shards)
+    print(f"{len(source)} {kind} in {len(shards)} shards, {total / 1e6:,.1f} MB: {out}")
+    print(f"train on them with --data {out}; webdataset reads them too")
+    return 0
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A ``rich`` bar on a terminal; nothing otherwise, so that logs stay readable."""

@@ -8,6 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from avfast.data.index_files import user_folder
+from avfast.data.members import Member
+
 NAME = ".avfast-cache.json"
 
 
@@ -20,7 +23,7 @@ class FileCache:
 
     def __init__(self, root: Path, kind: str) -> None:
         self.root, self.kind = root, kind
-        self._path = root / NAME if os.access(root, os.W_OK) else _user_cache(root)
+        self._path = root / NAME if os.access(root, os.W_OK) else user_folder(root) / NAME
         self._all: dict[str, Any] = {}
         try:
             loaded = json.loads(self._path.read_text())
@@ -31,7 +34,7 @@ class FileCache:
         self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}
         self._changed = False
 
-    def get(self, path: Path) -> Any:
+    def get(self, path: Path | Member) -> Any:
         """What was remembered of the file, or None."""
         entry = self._entries.get(self._key(path))
         stamp = _stamp(path)
@@ -55,18 +58,15 @@ class FileCache:
         except OSError:
             pass
 
-    def _key(self, path: Path) -> str:
-        return os.path.relpath(path, self.root)
+    def _key(self, path: Path | Member) -> str:
+        return os.path.relpath(str(path), self.root)
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path | Member) -> list[int] | None:
+    """Size and time; of a member of a shard its own place and size, and the shard's time."""
+    inside = isinstance(path, Member)
     try:
-        status = path.stat()
+        status = os.stat(path.shard if inside else path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _user_cache(root: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "avfast" / (str(root.resolve()).strip("/").replace("/", "_") + ".json")
+    return [*([path.offset, path.size] if inside else [status.st_size]), status.st_mtime_ns]

@@ -24,6 +24,11 @@ def index_folder(root: Path) -> Path:
             return beside
     except OSError:
         pass
+    return user_folder(root)
+
+
+def user_folder(root: Path) -> Path:
+    """The folder of the user's cache for what is known of the data in ``root``."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "avfast" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
 

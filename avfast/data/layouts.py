@@ -31,6 +31,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from avfast.data.listing import folder_files
 from avfast.data.sources import EXTENSIONS, SPLIT_NAMES, ClipSource
@@ -68,6 +69,15 @@ class Layout:
     entries: Callable[[Path], Iterator[Entry]]
     test: bool = False
     extensions: tuple[str, ...] = EXTENSIONS
+
+
+def open_source(path: str | Path, *, trust: bool = False, **options: Any) -> ClipSource:
+    """What a ``--data`` word names: a published data set (``vggsound:DIR``), or anything that
+    :meth:`ClipSource.open` takes, with its ``options``."""
+    name, colon, folder = str(path).partition(":")
+    if colon and name in LAYOUTS:
+        return open_layout(name, folder, trust=trust)
+    return ClipSource.open(path, trust=trust, **options)
 
 
 def open_layout(name: str, folder: str | Path, *, trust: bool = False) -> ClipSource:

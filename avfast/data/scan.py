@@ -12,7 +12,10 @@ import numpy as np
 
 from avfast.data.filecache import FileCache
 from avfast.data.limits import Refused, check_peak
+from avfast.data.listing import walk
 from avfast.data.media import MIN_COVERAGE, MediaError, MediaFile, MediaInfo
+from avfast.data.members import Member
+from avfast.data.shards import is_shards
 from avfast.data.sources import EXTENSIONS, ClipSource, media_files
 from avfast.errors import DataError, MissingDependency
 
@@ -126,7 +129,7 @@ def scan_media(
     min_duration: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> MediaScanReport:
-    """Open and decode every file of a folder (recursively) or source, and report what is wrong with it.
+    """Open and decode every file of a folder (recursively), of shards or of a source, and report what is wrong with it.
 
     Args:
         workers: threads; decoding leaves the interpreter lock.
@@ -135,8 +138,11 @@ def scan_media(
         progress: called with (done, total).
 
     Raises:
-        DataError: the folder does not exist or holds no media files. Broken files are results, not errors.
+        DataError: the folder does not exist or holds no media files, or a shard is refused. Broken files are results,
+            not errors.
     """
+    if not isinstance(source, ClipSource) and (is_shards(source) or _only_shards(Path(source))):
+        source = ClipSource.open(source, damaged="drop")
     if isinstance(source, ClipSource):
         root, paths = source.root, [record.path for record in source.records]
     else:
@@ -151,7 +157,7 @@ def scan_media(
     memory = FileCache(root, f"scan-{VERSION}-{min_duration:g}") if cache else None
     known = {p: memory.get(p) for p in paths} if memory else {}
     fresh = [p for p in paths if not known.get(p)]
-    results: dict[Path, FileReport] = {}
+    results: dict[Path | Member, FileReport] = {}
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         for path, report in zip(fresh, pool.map(lambda p: scan_file(p, root, min_duration), fresh), strict=True):
             results[path] = report
@@ -168,9 +174,14 @@ def scan_media(
     return MediaScanReport(str(root), tuple(results[p] for p in paths), len(paths) - len(fresh))
 
 
-def scan_file(path: Path, root: Path | None = None, min_duration: float = 1.0) -> FileReport:
+def _only_shards(folder: Path) -> bool:
+    return folder.is_dir() and not media_files(folder) and bool(walk(folder, (".tar",)).names)
+
+
+def scan_file(path: Path | Member, root: Path | None = None, min_duration: float = 1.0) -> FileReport:
     """Look at one file; whatever is in it, the answer is a report."""
-    name = str(path.relative_to(root) if root and path.is_relative_to(root) else path)
+    inside = Path(str(path))  # of a member, the shard and the name in it
+    name = str(inside.relative_to(root) if root and inside.is_relative_to(root) else inside)
     info: MediaInfo | None = None
     try:
         with MediaFile(path) as media:

@@ -62,8 +62,8 @@ def find_shards(path: str | Path) -> tuple[Path, list[Path]]:
         raise DataError(f"{path}: shards are read from files of this machine; streams cannot be read in any order")
     folder = Path(text)
     if folder.is_dir():
-        endings = tuple({os.path.splitext(ending)[1] for ending in (".tar", *COMPRESSED)})
-        names = [name for name in walk(folder, endings).names if name.lower().endswith((".tar", *COMPRESSED))]
+        endings = {".tar", *("." + ending.rpartition(".")[2] for ending in COMPRESSED)}
+        names = [name for name in walk(folder, tuple(endings)).names if name.lower().endswith((".tar", *COMPRESSED))]
         paths = [folder / name for name in names]
         if not paths:
             raise DataError(f"{folder}: holds no .tar files")
@@ -85,26 +85,28 @@ def open_shards(
     *,
     labels: str | Path | None,
     missing: str,
+    damaged: str,
     extensions: tuple[str, ...],
 ) -> ClipSource:
     """The samples of shards, in the order of their names; arguments as for :meth:`ClipSource.open`.
 
     Raises:
         DataError: a shard is refused, for what no honest one holds (links, devices, names that leave it, a name twice,
-            two clips of one stem) or, with ``missing="raise"``, because it is damaged or not there. With ``"drop"``
-            the samples before the damage are used, and ``notes`` say what was lost.
+            two clips of one stem) or, with ``damaged="raise"``, because it was cut off or changed. With ``"drop"`` the
+            samples before the damage are used, and ``notes`` say so.
     """
     root, paths = find_shards(path)
     found, notes = _present(paths, missing)
     stamps = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, found)]
     parts = _indexes(root, found, stamps, extensions)
     for shard, part in zip(found, parts, strict=True):
-        for note in map(str, part["notes"]):
-            if missing == "raise" and not note.startswith("note:"):
-                raise DataError(
-                    f"{shard}: {note}; data.on_error=skip (or missing='drop') uses what is before the damage"
-                )
-            notes.append(f"{shard.name} {note.removeprefix('note: ')}")
+        lacking, count = part["lacking"].tolist()
+        if (damage := str(part["damage"][0])) and damaged == "raise":
+            raise DataError(f"{shard}: {damage}; data.on_error=skip (damaged='drop') uses what is before that")
+        if damage:
+            notes.append(f"{shard.name} {damage}; the {len(part['offset'])} samples before that are used")
+        if lacking:
+            notes.append(f"{shard.name} holds {lacking} of {count} samples without such a file as is looked for")
     names = [name for part in parts for name in Texts(part["names"], part["names_ends"]).tolist()]
     if not names:
         raise DataError(f"{path}: the shards hold no files such as {', '.join(extensions[:3])}")
@@ -119,6 +121,8 @@ def _present(paths: list[Path], missing: str) -> tuple[list[Path], list[str]]:
     if len(there) == len(paths):
         return there, []
     first = next(shard for shard in paths if not shard.is_file())
+    if len(paths) == 1:
+        raise DataError(f"{first}: no such file or folder")
     text = f"{len(paths) - len(there)} of {len(paths)} shards do not exist (first: {first})"
     if missing == "raise" or not there:
         raise DataError(text)

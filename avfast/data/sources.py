@@ -58,6 +58,7 @@ class ClipSource:
         labels: str | Path | None = None,
         allow_outside: bool = False,
         missing: str = "raise",
+        damaged: str = "raise",
         extensions: tuple[str, ...] = EXTENSIONS,
         trust: bool = False,
     ) -> ClipSource:
@@ -73,7 +74,8 @@ class ClipSource:
                 least two class folders and every file is in one; top folders called train, val or test are splits.
             labels: a CSV with columns ``path,label`` that names (and may override) labels.
             allow_outside: permit absolute paths and ``..`` in a CSV or manifest.
-            missing: ``"raise"`` or ``"drop"`` for listed files that do not exist, and for shards that are damaged.
+            missing: ``"raise"`` or ``"drop"`` for listed files (and shards) that do not exist.
+            damaged: ``"raise"`` or ``"drop"`` for what is behind the damage of a shard that was cut off or changed.
             extensions: of the files to look for in a folder; ``IMAGE_EXTENSIONS`` finds pictures.
             trust: take the index as it is where no folder (or list) has changed; no file is looked at. For processes
                 beside the one that has just listed the data.
@@ -83,17 +85,19 @@ class ClipSource:
         """
         from avfast.data.shards import is_shards, open_shards
 
-        if missing not in ("raise", "drop"):
-            raise DataError(f"avfast.data.ClipSource.open: missing: expected 'raise' or 'drop', got {missing!r}")
+        for name, policy in (("missing", missing), ("damaged", damaged)):
+            if policy not in ("raise", "drop"):
+                raise DataError(f"avfast.data.ClipSource.open: {name}: expected 'raise' or 'drop', got {policy!r}")
+        shards = {"labels": labels, "missing": missing, "damaged": damaged, "extensions": extensions}
         if is_shards(path):
-            return open_shards(cls, path, labels=labels, missing=missing, extensions=extensions)
+            return open_shards(cls, path, **shards)
         path = Path(path)
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         if path.is_dir() and not (path / MANIFEST).is_file():
             names, ids = folder_files(path, extensions, trust=trust)
             if not names and any(walk(path, (".tar", ".gz", ".tgz")).names):
-                return open_shards(cls, path, labels=labels, missing=missing, extensions=extensions)
+                return open_shards(cls, path, **shards)
             return cls._open_folder(path, names, ids, extensions, labels)
         manifest = None
         if path.suffix.lower() == ".csv":

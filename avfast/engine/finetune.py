@@ -147,7 +147,7 @@ def hand_over(folder: Path, name: str, data: str) -> None:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     state = load_checkpoint(folder / "checkpoints" / "last.pt")["model"]["_extra_state"]
     known = Confidences.of(state["confidences"])
-    ids = [record.id for record in open_data(data).splits["train"].records]
+    ids = [record.id for record in open_data(data, on_error=config["data.on_error"]).splits["train"].records]
     text = json.dumps({"stage": name, "steps": state["step"], "seed": config["run.seed"],
                        "confidence": known.by_id(ids)}, indent=1)  # fmt: skip
     write_atomic(folder / "confidence.json", lambda path: path.write_text(text + "\n"))

@@ -24,7 +24,7 @@ def write_finetune_report(out: Path, stages: Sequence[str], *, data: str, second
     found = {name: json.loads((out / name / "results.json").read_text()) for name in stages}
     config = json.loads((out / stages[-1] / "config.json").read_text())
     parts = [
-        honesty_line(open_data(data).source.manifest),
+        honesty_line(open_data(data, on_error=config["data.on_error"]).source.manifest),
         f"# {config['recipe']}: report of all stages",
         "## Accuracy",
         _accuracy(found),

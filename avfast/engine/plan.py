@@ -109,7 +109,7 @@ def make_plan(
         raise ConfigError(f"the model does not run with these settings: {cause}") from error
     clips = {name: len(part) for name, part in bundle.splits.items() if part is not None}
     shown = steps * config.data.batch_size * processes
-    notes = [*method.notes(), *method.data_notes(clips["train"], shown)]
+    notes = [*bundle.source.notes, *method.notes(), *method.data_notes(clips["train"], shown)]
     if "val" not in clips:
         notes.append("no validation split: the last weights are evaluated, none are selected")
     if "test" not in clips:

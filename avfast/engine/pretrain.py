@@ -123,7 +123,7 @@ class Job:
     ) -> None:
         self.request, self.config, self.accelerator, self.tell = request, config, accelerator, tell
         self.method = method
-        self.bundle: DataBundle = open_data(folder, method.inputs)
+        self.bundle: DataBundle = open_data(folder, method.inputs, on_error=config.data.on_error)
         if isinstance(method.inputs, LabelledInputs) and config.method.classes == 0:
             self.config = config = with_classes(config, self.bundle)
             self.method = build_method(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
 from avfast.data.dataset import collate
 from avfast.data.image_folder import ImageDataset
-from avfast.data.layouts import LAYOUTS, open_layout
+from avfast.data.layouts import open_source
 from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
 from avfast.engine.config import DataConfig
 from avfast.errors import AvfastError, DataError
@@ -52,17 +53,21 @@ class DataBundle:
         return len((self.source.manifest or {}).get("mask_classes", range(256)))
 
 
-def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> DataBundle:
-    """Open a folder, CSV, manifest or published data set (``vggsound:DIR``) and divide it; a source without splits is
-    divided by content hash. `inputs` says whether clips or images are looked for."""
+def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None, *, on_error: str = "raise") -> DataBundle:
+    """Open a folder, CSV, manifest, shards or published data set (``vggsound:DIR``) and divide it; a source without
+    splits is divided by content hash.
+
+    The first process of a machine looks at the files; others beside it take the index that it left.
+
+    Args:
+        inputs: says whether clips or images are looked for.
+        on_error: as ``data.on_error``; unless it is "raise", damaged shards are used as far as they go.
+    """
     noun = Inputs.noun if inputs is None else inputs.noun
     images = isinstance(inputs, ImageInputs)
     wanted, other = (IMAGE_EXTENSIONS, EXTENSIONS) if images else (EXTENSIONS, IMAGE_EXTENSIONS)
-    name, colon, folder = str(path).partition(":")
-    if colon and name in LAYOUTS:
-        source = open_layout(name, folder)
-    else:
-        source = ClipSource.open(path, extensions=wanted)
+    damaged = "raise" if on_error == "raise" else "drop"
+    source = open_source(path, extensions=wanted, damaged=damaged, trust=_beside_main())
     if all(record.path.suffix.lower() in other for record in source.records):
         raise DataError(
             f"{path}: the recipe needs {noun}, and there are only files such as {source.records[0].path.name}; "
@@ -74,6 +79,12 @@ def open_data(path: str | Path, inputs: Inputs | ImageInputs | None = None) -> D
     if parts["train"] is None or len(parts["train"]) < 2:
         raise DataError(f"{path}: training needs at least 2 {noun} in the split 'train'; there are {source.splits}")
     return DataBundle(source, parts, noun)
+
+
+def _beside_main() -> bool:
+    """Whether the main process, which goes first, runs on this machine too."""
+    rank = os.environ.get("RANK", "0")
+    return rank != "0" and os.environ.get("LOCAL_RANK", "0") == rank
 
 
 def build_dataset(

@@ -154,7 +154,7 @@ def open_scene(request: Request, say: Callable[[str], None]) -> Scene:
     data = request.data
     if data in MADE:
         data = str(make_data(*made_folder(data, request.out, inputs), say))
-    return Scene(request, config, data, open_data(data, inputs), say)
+    return Scene(request, config, data, open_data(data, inputs, on_error=config.data.on_error), say)
 
 
 def _config(request: Request) -> TrainConfig:
