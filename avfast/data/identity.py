@@ -44,7 +44,10 @@ def content_digest(path: str | Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return region_digest(handle, 0, os.fstat(handle).st_size)
+            size = os.fstat(handle).st_size
+            if not size:
+                os.pread(handle, 1, 0)  # an empty file can be read; what only says that it is empty may not
+            return region_digest(handle, 0, size)
         finally:
             os.close(handle)
     except OSError as error:
