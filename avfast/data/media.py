@@ -231,7 +231,7 @@ class MediaFile:
             try:
                 check_pixels(self.video.width, self.video.height)
             except Refused as error:
-                self._container.close()
+                self.__exit__()
                 raise MediaError(path, error.cause, error.detail) from None
 
     def __enter__(self) -> MediaFile:
