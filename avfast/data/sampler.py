@@ -31,6 +31,8 @@ class EpochSampler:
         drop_last: drop the samples that do not fill a batch on every rank. If false they are dealt out in
             turn: the last batch is shorter and, when fewer than ``world_size`` samples remain, some ranks
             have no last batch.
+        least: with ``drop_last=False``: there is a last batch where it has so many samples on every rank, and then
+            equally many; up to ``world_size - 1`` samples are left out. 0 for the uneven deal above.
         rank, world_size: this process's share. Over all ranks every sample of the epoch appears exactly once
             (with ``drop_last``: at most once).
 
@@ -51,6 +53,7 @@ class EpochSampler:
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = True,
+        least: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -61,20 +64,21 @@ class EpochSampler:
             raise ValueError(f"avfast.data.EpochSampler: rank: expected 0 <= rank < {world_size}, got {rank}")
         if n < 1:
             raise DataError("avfast.data.EpochSampler: there are no samples to draw from")
-        if drop_last and n < batch_size * world_size:
+        if n < (batch_size if drop_last else least) * world_size:
             raise DataError(
                 f"avfast.data.EpochSampler: {n} samples do not fill one batch of {batch_size} on "
                 f"{world_size} process(es); use a smaller batch_size or drop_last=False"
             )
         self.n, self.seed, self.batch_size = n, seed, batch_size
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.shuffle, self.drop_last, self.least = shuffle, drop_last, least
         self.rank, self.world_size = rank, world_size
         self.epoch, self.step = 0, 0
 
     def __len__(self) -> int:
         """Batches per epoch on this rank (of a whole epoch, also after a resume)."""
         full, rest = divmod(self.n, self.batch_size * self.world_size)
-        return full + (not self.drop_last and rest > self.rank)
+        more = rest // self.world_size >= self.least if self.least else rest > self.rank
+        return full + (not self.drop_last and more)
 
     def order(self, epoch: int) -> np.ndarray:
         """The global order of one epoch, before it is dealt out to ranks; int64 ``[n]``."""
@@ -86,6 +90,8 @@ class EpochSampler:
         stride = self.batch_size * self.world_size
         for step in range(first, len(self)):
             group = order[step * stride : (step + 1) * stride]
+            if self.least:
+                group = group[: len(group) // self.world_size * self.world_size]
             yield [(epoch, index) for index in group[self.rank :: self.world_size].tolist()]
         self.epoch, self.step = epoch + 1, 0
 

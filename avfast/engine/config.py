@@ -28,6 +28,8 @@ class DataConfig:
         batch_size: samples per step and process.
         workers: loader processes; 0 reads in the training process.
         on_error: what an unreadable file does to its batch.
+        drop_last: leave out the samples of an epoch that do not fill a batch on every process; otherwise the last batch
+            is a shorter one, of equal size on all processes.
         cache: keep decoded samples in memory; "auto" does if they take less than about 1 GiB.
         timeout: seconds that reading one sample may take, after which it counts as unreadable; 0 waits for ever.
     """
@@ -35,6 +37,7 @@ class DataConfig:
     batch_size: int = 32
     workers: int = 0
     on_error: Literal["raise", "skip", "resample"] = "skip"
+    drop_last: bool = True
     cache: Literal["auto", "memory", "none"] = "auto"
     timeout: float = 60.0
 
@@ -56,6 +59,7 @@ class OptimConfig:
         warmup_steps: steps of linear warm-up.
         warmup_epochs: passes over the training split of linear warm-up; replaces `warmup_steps` when positive.
         clip_norm: largest gradient norm; 0 does not clip.
+        accumulate: batches of data.batch_size, one after the other, that make one step: their gradients are averaged.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -68,6 +72,7 @@ class OptimConfig:
     warmup_steps: int = 10
     warmup_epochs: int = 0
     clip_norm: float = 0.0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class RunConfig:
         eval_epochs: passes over the training split between these looks; replaces `eval_every` when positive.
         save_every: steps between checkpoints.
         control: train the shuffled-pair control for as many steps, so that the report can show it.
+        parallel: how several processes share the work: ddp, every one has the whole model; fsdp, every one has a share
+            of weights, gradients and moments; auto, fsdp where `accelerate launch --use_fsdp` says so.
+        sync_batchnorm: batch norms of all processes use the statistics of all their batches together.
+        timeout: seconds that a process waits for the others within a step before it gives them up.
         tensorboard: also write scalars and pictures for TensorBoard, to the folder tensorboard of the run.
     """
 
@@ -96,6 +105,9 @@ class RunConfig:
     eval_epochs: int = 0
     save_every: int = 40
     control: bool = True
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_batchnorm: bool = False
+    timeout: float = 300.0
     tensorboard: bool = False
 
 
@@ -122,13 +134,14 @@ ALIASES = {
     "learning_rate": "optim.lr", "wd": "optim.weight_decay", "optimizer": "optim.name",
     "warmup": "optim.warmup_steps", "grad_clip": "optim.clip_norm", "max_steps": "run.steps",
     "max_epochs": "run.epochs", "num_epochs": "run.epochs", "num_workers": "data.workers",
-    "bs": "data.batch_size", "tau": "method.temperature", "amp": "run.precision",
+    "bs": "data.batch_size", "grad_accum": "optim.accumulate", "gradient_accumulation_steps": "optim.accumulate",
+    "tau": "method.temperature", "amp": "run.precision",
 }  # fmt: skip
 """What other tools call the same thing; used for suggestions only."""
 
 HARMLESS = {
-    "data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.control",
-    "run.tensorboard",
+"data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.control",
+    "run.tensorboard", "run.parallel", "run.timeout",
 }  # fmt: skip
 """Keys that do not change what is computed, or only where something fails; a resumed run may differ in them."""
 
@@ -277,6 +290,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "run.log_every": 1, "run.eval_epochs": 0,
         "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
         "optim.warmup_epochs": 0, "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
+        "optim.accumulate": 1, "run.timeout": 1,
     }  # fmt: skip
     flat = config.to_dict()
     for key, least in smallest.items():

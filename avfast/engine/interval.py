@@ -56,6 +56,24 @@ class Interval:
         }
 
 
+def combined(outputs: list[tuple[StepOutput, float]]) -> StepOutput:
+    """The parts of one step, each with its share of the samples, as the step they are together; embeddings are those of
+    the last part."""
+    if len(outputs) == 1:
+        return outputs[0][0]
+    last = outputs[-1][0]
+    metrics = {name: sum(o.metrics[name] * share for o, share in outputs) for name in last.metrics}
+    return StepOutput(sum(o.loss.detach() * share for o, share in outputs), metrics, last.embeddings)
+
+
+def mean_over_processes(accelerator: Any, row: dict[str, float]) -> dict[str, float]:
+    """A row of the log, which has the same names on every process."""
+    if accelerator.num_processes == 1:
+        return row
+    values = torch.tensor(list(row.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(row, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+
 def timed(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
     """Batches with the seconds they were waited for."""
     while True:

@@ -5,31 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from avfast.data import EpochSampler
+from avfast.engine.batches import agree_on_size, parts
 from avfast.engine.board import Board
 from avfast.engine.build import build_method, build_optimizer, build_schedule
 from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
 from avfast.engine.config import TrainConfig, config_diff
 from avfast.engine.gradients import clip_and_measure
 from avfast.engine.inputs import build_pipeline
-from avfast.engine.interval import Interval, timed
+from avfast.engine.interval import Interval, combined, mean_over_processes, timed
 from avfast.engine.journal import Journal
 from avfast.engine.memory import memory_row
+from avfast.engine.parallel import parallel_method
 from avfast.engine.progress import Progress
 from avfast.engine.signals import Budget, StopRequest
-from avfast.engine.sources import ADVICE, count_errors, training_loader
+from avfast.engine.sources import ADVICE, count_errors, training_loader, training_sampler
 from avfast.engine.state import restore_rng_state, rng_state
 from avfast.engine.validate import Validator
 from avfast.engine.watch import Watch
 from avfast.errors import AvfastError, CheckpointError
 from avfast.evaluate import collapse_indicators
 from avfast.methods import Method, StepOutput
+from avfast.nn.shares import own_share
 
 
 @dataclass
@@ -84,15 +87,19 @@ class Trainer:
         self.method = build_method(config)
         self.method.prepare_training(steps)
         rank, world = accelerator.process_index, accelerator.num_processes
-        optimizer = build_optimizer(self.method, config.optim, config.data.batch_size * world)
-        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        samples = config.data.batch_size * config.optim.accumulate * world
+        self.parallel = parallel_method(
+            accelerator, self.method, config.run, lambda method: build_optimizer(method, config.optim, samples)
+        )
+        self.model, self.optimizer = self.parallel.model, self.parallel.optimizer
         self.pipeline = build_pipeline(self.method.inputs).to(accelerator.device)
         torch.manual_seed(config.run.seed + rank)  # dropout differs between processes, initial weights do not
-        self.sampler = EpochSampler(
-            len(dataset), seed=config.run.seed, batch_size=config.data.batch_size, rank=rank, world_size=world
-        )
+        self.sampler = training_sampler(
+            len(dataset), config.data, seed=config.run.seed, accumulate=config.optim.accumulate, rank=rank,
+            processes=world,
+        )  # fmt: skip
         # The schedule watches the bare optimiser: accelerate would step it once per process.
-        self.scheduler = build_schedule(optimizer, config.optim, steps, len(self.sampler))
+        self.scheduler = build_schedule(self.parallel.bare, config.optim, steps, len(self.sampler))
         on_gpu = accelerator.device.type == "cuda"
         self.eval_every = config.run.eval_epochs * len(self.sampler) or config.run.eval_every
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
@@ -152,8 +159,9 @@ class Trainer:
             self.board.flush()
         folder = self.out / "checkpoints"
         paths = {name: folder / f"{name}.pt" for name in ("last", "best", "final") if (folder / f"{name}.pt").is_file()}
+        method = self.parallel.trained(lambda: build_method(self.config))
         return TrainResult(
-            self.method, stopped, self.step, self.steps, self.best_step, self.best_loss, self.journal.rows,
+            method, stopped, self.step, self.steps, self.best_step, self.best_loss, self.journal.rows,
             self.errors, paths,
         )  # fmt: skip
 
@@ -170,10 +178,18 @@ class Trainer:
         self.model.train()
         self.grad_norm = None
         count_errors(self.errors, batch["errors"])
-        if self._too_small(batch):
+        size = agree_on_size(self.accelerator, batch)
+        work = parts(batch, size, self.config.data.batch_size)
+        if not work:
             return None
-        output = self.model(self.pipeline(batch))
-        self.accelerator.backward(output.loss)
+        outputs = []
+        for part, share in work:
+            last = len(outputs) == len(work) - 1
+            with nullcontext() if last else self.parallel.without_sync():
+                output = self.model(self.pipeline(part))
+                self.accelerator.backward(output.loss * share)
+            outputs.append((output, share))
+        output = combined(outputs)
         logged = (self.step + 1) % self.config.run.log_every == 0
         self.grad_norm = clip_and_measure(self.accelerator, self.model, self.config.optim.clip_norm, wanted=logged)
         self.optimizer.step()
@@ -181,10 +197,6 @@ class Trainer:
         self.scheduler.step()
         self.method.after_optimizer_step(self.step + 1)
         return output
-
-    def _too_small(self, batch: dict[str, Any]) -> bool:
-        """Whether broken files left fewer than two samples here or, as processes must agree, anywhere."""
-        return self._any(len(batch["index"]) < 2)
 
     def _any(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -200,7 +212,7 @@ class Trainer:
     def _require_finite(self, output: StepOutput | None) -> None:
         """Stop before a diverged state is evaluated, logged as progress or saved over a good one."""
         good = output is None or math.isfinite(output.loss.item())
-        if not good or not all(p.isfinite().all() for p in self.method.parameters()):
+        if self._any(not good or not all(own_share(p).isfinite().all() for p in self.method.parameters())):
             what = "the weights are not finite" if good else f"the loss is {output.loss.item()}"
             last = self.out / "checkpoints" / "last.pt"
             state = f"the last good state is in '{last}'" if last.is_file() else "nothing was saved yet"
@@ -213,7 +225,7 @@ class Trainer:
             noun, broken = self.method.inputs.noun, next(iter(self.errors), "")
             example = f" ({broken})" if broken else ""
             raise AvfastError(f"no step of this interval had two readable {noun}{example}; {ADVICE[noun]}")
-        row = interval.summary()
+        row = mean_over_processes(self.accelerator, interval.summary())
         indicators = {name: collapse_indicators(z) for name, z in interval.embeddings.items() if len(z) > 1}
         epoch = self.step / len(self.sampler)
         lr = self.scheduler.get_last_lr()[0]
@@ -247,13 +259,14 @@ class Trainer:
             from accelerate.utils import gather_object
 
             rng = gather_object(rng)
+        model, optimizer = self.parallel.states()
         if self.accelerator.is_main_process:
             epoch, offset = divmod(self.step, len(self.sampler))
             self.sampler.set_position(epoch, offset)
             scaler = self.accelerator.scaler
             state = {
-                "model": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "sampler": self.sampler.state_dict(),
@@ -283,8 +296,7 @@ class Trainer:
                 "give the old values, another --out, or --force to continue with the new ones"
             )
         try:
-            self.method.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.parallel.load_states(state["model"], state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"checkpoint '{path}' does not fit the model: {str(error).strip()}") from error
         self.scheduler.load_state_dict(state["scheduler"])

@@ -19,6 +19,7 @@ from avfast.engine.sources import DataBundle
 from avfast.errors import AvfastError, ConfigError
 from avfast.methods import Method
 from avfast.methods.base import ImageInputs, LabelledInputs
+from avfast.nn.bn_layers import batchnorm_layers
 
 PROBE_CLIPS = 8
 
@@ -47,6 +48,7 @@ class Plan:
     noun: str = "clips"
     optimizer: str = ""
     supervised: bool = False
+    accumulate: int = 1
 
     @property
     def seconds(self) -> float | None:
@@ -62,6 +64,7 @@ class Plan:
         purpose = "" if self.supervised else " (for evaluation only)"
         labels = f"{self.classes} classes{purpose}" if self.classes > 1 else "no labels"
         processes = f" x {self.processes} processes" if self.processes > 1 else ""
+        accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
         epochs = self.steps / self.steps_per_epoch
         budget = "none" if self.budget is None else f"{self.budget:.0f} s, training and control together"
         about = "not estimated" if self.seconds is None else f"about {clock(self.seconds)}"
@@ -70,7 +73,7 @@ class Plan:
         rows = [
             ("recipe", title),
             (self.noun, f"{clips}; {labels}; fingerprint {self.fingerprint[:12]}"),
-            ("batch", f"{self.batch_size} {self.noun}{processes}, {self.steps_per_epoch} steps per epoch"),
+            ("batch", f"{self.batch_size} {self.noun}{processes}{accumulated}, {self.steps_per_epoch} steps per epoch"),
             ("steps", f"{self.steps} ({epochs:.1f} epochs){control}"),
             ("optimiser", self.optimizer),
             ("parameters", f"{self.parameters:,}, of which {self.trainable:,} are trained"),
@@ -108,8 +111,10 @@ def make_plan(
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"the model does not run with these settings: {cause}") from error
     clips = {name: len(part) for name, part in bundle.splits.items() if part is not None}
-    shown = steps * config.data.batch_size * processes
+    batch, accumulate = config.data.batch_size * processes, config.optim.accumulate
+    shown = steps * batch * accumulate
     notes = [*bundle.source.notes, *method.notes(), *method.data_notes(clips["train"], shown)]
+    notes += _of_parts(config, method, processes)
     if "val" not in clips:
         notes.append("no validation split: the last weights are evaluated, none are selected")
     if "test" not in clips:
@@ -131,12 +136,32 @@ def make_plan(
         clip_seconds=_probe_clip(dataset),
         control=config.run.control,
         budget=budget,
-        bounds=method.loss_bounds(config.data.batch_size * processes),
+        bounds=method.loss_bounds(batch),
         notes=notes,
         noun=bundle.noun,
         supervised=isinstance(method.inputs, LabelledInputs),
-        optimizer=_describe_optimizer(config.optim, config.data.batch_size * processes, bundle.noun),
+        optimizer=_describe_optimizer(config.optim, batch * accumulate, bundle.noun),
+        accumulate=accumulate,
     )
+
+
+def _of_parts(config: TrainConfig, method: Method, processes: int) -> list[str]:
+    """Where a step made of several batches is not what one large batch would be."""
+    normed = any(p.requires_grad for _, layer in batchnorm_layers(method) for p in layer.parameters())
+    several = [name for name, there in (("negatives", method.compares_samples), ("batch norms", normed)) if there]
+    notes, batch, accumulate = [], config.data.batch_size, config.optim.accumulate
+    if accumulate > 1 and several:
+        own = processes if method.compares_samples or config.run.sync_batchnorm else 1
+        notes.append(
+            f"optim.accumulate={accumulate}: {' and '.join(several)} are of one batch of {batch * own}; a step of "
+            f"{batch * accumulate * processes} is not what a batch of that size would be"
+        )
+    if processes > 1 and normed and not config.run.sync_batchnorm and batch < 16:
+        notes.append(
+            f"batch norms see the {batch} samples of one process; run.sync_batchnorm=true makes them see all "
+            f"{batch * processes}"
+        )
+    return notes
 
 
 def _describe_optimizer(optim: OptimConfig, batch: int, noun: str) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avfast.data import EpochSampler
 from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
@@ -25,7 +24,14 @@ from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.report import RunSummary, Section, headline, write_report
 from avfast.engine.signals import Budget, StopRequest
-from avfast.engine.sources import DataBundle, build_dataset, evaluation_loader, fits_in_memory, open_data
+from avfast.engine.sources import (
+    DataBundle,
+    build_dataset,
+    evaluation_loader,
+    fits_in_memory,
+    open_data,
+    training_sampler,
+)
 from avfast.engine.validate import Validator
 from avfast.errors import AvfastError, CheckpointError, ConfigError
 from avfast.evaluate import ShuffledLabels, ShuffledPairs, shuffled_order
@@ -138,13 +144,18 @@ class Job:
             else build_dataset(part, inputs, config.data, seed=seed, train=False, cache=cache)
             for name, part in self.bundle.splits.items()
         }
-        batch, processes = config.data.batch_size, accelerator.num_processes
-        if batch * processes > len(self.train_set):
+        processes, accumulate = accelerator.num_processes, config.optim.accumulate
+        batch = config.data.batch_size
+        if config.data.drop_last and batch * accumulate * processes > len(self.train_set):
             raise ConfigError(
                 f"data.batch_size: the training split has {len(self.train_set)} {self.bundle.noun}, "
-                f"fewer than one batch of {batch}" + (f" on {processes} processes" if processes > 1 else "")
+                f"fewer than one batch of {batch}"
+                + (f", {accumulate} accumulated" if accumulate > 1 else "")
+                + (f" on {processes} processes" if processes > 1 else "")
             )
-        sampler = EpochSampler(len(self.train_set), seed=seed, batch_size=batch, world_size=processes)
+        sampler = training_sampler(
+            len(self.train_set), config.data, seed=seed, accumulate=accumulate, processes=processes
+        )  # fmt: skip
         self.steps_per_epoch = len(sampler)
         self.steps = config.run.epochs * self.steps_per_epoch or config.run.steps
         self.loaders = {n: None if d is None else evaluation_loader(d, batch) for n, d in self.fixed.items()}

@@ -16,6 +16,7 @@ from avfast.data.dataset import collate
 from avfast.data.image_folder import ImageDataset
 from avfast.data.layouts import open_source
 from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
+from avfast.engine.batches import SMALLEST
 from avfast.engine.config import DataConfig
 from avfast.errors import AvfastError, DataError
 from avfast.methods import Inputs
@@ -129,6 +130,21 @@ def fits_in_memory(bundle: DataBundle, inputs: Inputs | ImageInputs, data: DataC
         sound = seconds * inputs.sample_rate * 4
         return (picture + sound) * len(bundle.source) < CACHE_LIMIT
     return False
+
+
+def training_sampler(
+    samples: int, data: DataConfig, *, seed: int, accumulate: int, rank: int = 0, processes: int = 1
+) -> EpochSampler:
+    """The order of training samples; one of its batches is what an optimiser step reads on one process, `accumulate`
+    times ``data.batch_size``. All processes have batches of one size, also at the end of an epoch.
+
+    Raises:
+        DataError: fewer samples than one batch.
+    """
+    return EpochSampler(
+        samples, seed=seed, batch_size=data.batch_size * accumulate, drop_last=data.drop_last, least=SMALLEST,
+        rank=rank, world_size=processes,
+    )  # fmt: skip
 
 
 def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pin_memory: bool) -> DataLoader:

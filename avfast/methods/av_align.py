@@ -125,6 +125,10 @@ class AvAlign(Method):
     def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"audio": self.audio_head(features["audio"]), "video": self.visual_head(features["video"])}
 
+    @property
+    def compares_samples(self) -> bool:
+        return True
+
     def training_step(self, batch: Batch) -> StepOutput:
         return self._step(batch, gather=self.config.gather)
 

@@ -179,6 +179,12 @@ class Method(nn.Module):
         """The data this method needs under its configuration."""
         raise NotImplementedError
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the loss of a sample depends on the others of its batch, as with in-batch negatives: a step made of
+        several small batches is not one of a large batch then."""
+        return False
+
     def training_step(self, batch: Batch) -> StepOutput:
         """Loss of one batch. Called through ``forward`` so that wrappers such as DDP see it."""
         raise NotImplementedError

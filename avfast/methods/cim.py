@@ -260,6 +260,10 @@ class CIM(Method):
         """Patch features of ``image``, ``[B, C, h, w]``."""
         return self.encoder(batch["image"])
 
+    @property
+    def compares_samples(self) -> bool:
+        return self.predictor is not None
+
     def training_step(self, batch: Batch) -> StepOutput:
         return self._step(batch, gather=True)
 

@@ -28,6 +28,7 @@ from avfast.nn.bn_layers import batchnorm_layers
 from avfast.nn.confidences import Confidences
 from avfast.nn.cross_modal import cross_modal_init
 from avfast.nn.fusion_head import FusionHead
+from avfast.nn.shares import own_share
 from avfast.nn.spec_augment import spec_augment
 from avfast.ops.mask_patches import mask_patches
 from avfast.ops.mask_ratio import mask_ratio
@@ -287,7 +288,7 @@ class FusionTuning(Method):
         self.step = step
         if self.config.sparsity:
             for _, layer in batchnorm_layers(self):
-                for x in (layer.weight, layer.bias):
+                for x in (own_share(layer.weight), own_share(layer.bias)):
                     x.copy_(F.softshrink(x, self.config.sparsity))
 
     def get_extra_state(self) -> dict[str, Any]:

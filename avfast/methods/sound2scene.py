@@ -233,6 +233,10 @@ class LocaliserStage(Sound2Scene):
         visual = self.localiser.visual_head(features["video"][:, :, None, None])[:, :, 0, 0]
         return {"audio": self.localiser.audio_head(features["audio"]), "video": visual}
 
+    @property
+    def compares_samples(self) -> bool:
+        return True
+
     def training_step(self, batch: Batch) -> StepOutput:
         return self._step(batch, gather=self.config.gather)
 
@@ -400,6 +404,10 @@ class AudioStage(Sound2Scene):
 
     def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"audio": self.head(features["audio"]).relu(), "video": features["video"]}
+
+    @property
+    def compares_samples(self) -> bool:
+        return True
 
     def training_step(self, batch: Batch) -> StepOutput:
         return self._step(batch, gather=self.config.gather)

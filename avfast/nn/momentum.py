@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import _check
+from .shares import own_share
 
 
 @torch.no_grad()
@@ -16,7 +17,7 @@ def momentum_update(encoder: nn.Module, momentum_encoder: nn.Module, m: float, *
 
     .. math:: \theta' \leftarrow m\,\theta' + (1 - m)\,\theta
 
-    One ``torch._foreach_lerp_`` per device and dtype, not three launches per tensor. Parameters only, as in He et al.
+    Of networks that FSDP divided, every process moves its share. One ``torch._foreach_lerp_`` per device and dtype, not three launches per tensor. Parameters only, as in He et al.
     2020, MoCo, section 3.2: the running statistics of the momentum encoder are its own.
 
     Args:
@@ -41,7 +42,9 @@ def momentum_update(encoder: nn.Module, momentum_encoder: nn.Module, m: float, *
     if buffers:
         pairs += _paired("buffers", encoder.named_buffers(), momentum_encoder.named_buffers())
     groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
-    for source, target in pairs:
+    for source, target in ((own_share(source), own_share(target)) for source, target in pairs):
+        if source.shape != target.shape:
+            _check.fail("momentum_update", "momentum_encoder", "divided among processes as encoder is", "it is not")
         if not target.is_floating_point():
             target.copy_(source)
             continue
