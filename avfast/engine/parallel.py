@@ -15,9 +15,6 @@ from avfast.errors import ConfigError
 from avfast.methods import Method
 from avfast.nn import synchronise_batch_norms
 
-CALLED = ("validation_step", "features", "project", "embed", "classify", "dense_features")
-"""What is called of a method beside ``forward``: there, too, FSDP has to bring the weights together."""
-
 
 def parallel_method(
     accelerator: Any, method: Method, run: RunConfig, make_optimizer: Callable[[Method], torch.optim.Optimizer]
@@ -106,8 +103,7 @@ class Sharded(Replicated):
         self.model = accelerator.prepare_model(method, evaluation_mode=True)  # the precision, without DDP
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         fully_shard(method, mesh=mesh, reshard_after_forward=True)
-        for name in CALLED:
-            register_fsdp_forward_method(method, name)
+        register_fsdp_forward_method(method, "validation_step")  # called beside forward, and not within it
         self.bare = make_optimizer(method)
         self.optimizer = accelerator.prepare_optimizer(self.bare)
 

@@ -17,8 +17,9 @@ def momentum_update(encoder: nn.Module, momentum_encoder: nn.Module, m: float, *
 
     .. math:: \theta' \leftarrow m\,\theta' + (1 - m)\,\theta
 
-    Of networks that FSDP divided, every process moves its share. One ``torch._foreach_lerp_`` per device and dtype, not three launches per tensor. Parameters only, as in He et al.
-    2020, MoCo, section 3.2: the running statistics of the momentum encoder are its own.
+    One ``torch._foreach_lerp_`` per device and dtype, not three launches per tensor; of networks that FSDP divided,
+    every process moves its share. Parameters only, as in He et al. 2020, MoCo, section 3.2: the running statistics of
+    the momentum encoder are its own.
 
     Args:
         encoder: the network that trains.
