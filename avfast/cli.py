@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avfast.errors import AvfastError, ConfigError
+from avfast.printable import printable
 
 if TYPE_CHECKING:
     from avfast.engine.pretrain import Request
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overrides = [*arguments.overrides, *rest]
         return run(arguments)
     except AvfastError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", printable(error, keep="\n"), file=sys.stderr)
         return getattr(error, "code", 2)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise  # not about a file: the traceback is the message
         where = "" if error.filename is None else f": '{error.filename}'"
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
         return 2
 
 

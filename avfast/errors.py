@@ -7,6 +7,8 @@ status 2, without a traceback.
 
 from __future__ import annotations
 
+from avfast.printable import printable
+
 
 class AvfastError(Exception):
     """Base of all errors that describe something the user can change."""
@@ -52,7 +54,7 @@ class UnreadableFile(DataError):
     """A file that cannot give what was asked of it: ``path``, ``cause`` (one word) and ``detail`` (a clause)."""
 
     def __init__(self, path: object, cause: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
+        super().__init__(printable(f"{path}: {detail}"))
         self.path, self.cause, self.detail = str(path), cause, detail
 
     def __reduce__(self) -> tuple:

@@ -15,7 +15,8 @@ OPS = {"ops", "backends", "_library", "env", "reference", "kernels", "errors"}
 # Pictures from features: the networks and what trains them.
 GAN = {"generator", "discriminator", "diff_augment", "gan_losses", "icgan"}
 ALLOWED = {
-    "errors": set(),
+    "printable": set(),
+    "errors": {"printable"},
     "terminal": set(),
     "reference": {"errors"},
     "kernels": {"errors"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "nn": OPS,
     "compat": {"nn", *OPS},
     "testing": {"nn", *OPS},
-    "data": {"nn", "ops", "terminal", "errors"},
+    "data": {"nn", "ops", "env", "terminal", "printable", "errors"},
     "encoders": {"vit", "nn", "ops", "errors"},
     "vit": {"nn", "ops", "errors"},
     "weights": {"errors"},
@@ -47,9 +48,10 @@ ALLOWED = {
         "benches",
         "env",
         "terminal",
+        "printable",
         "errors",
     },
-    "cli": {"engine", "methods", "data", "nn", "env", "testing", "benches", "errors"},
+    "cli": {"engine", "methods", "data", "nn", "env", "testing", "benches", "printable", "errors"},
     "__main__": {"cli"},
     "__init__": {"nn", *OPS},
 }

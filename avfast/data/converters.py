@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avfast.data.limits import check_bytes, check_peak, check_pixels
+from avfast.data.limits import Refused, check_bytes, check_peak, check_pixels
 from avfast.errors import MissingDependency
 
 
@@ -93,13 +93,18 @@ class SoundSink:
         self.blocks: list[np.ndarray] = []
         self.start, self.done = 0.0, False
         self._count = 0
-        self._resampler = av.AudioResampler(format="fltp", rate=sample_rate)
+        # Channels side by side, not apart: PyAV reads eight planes at most, and past them where there is nothing.
+        self._resampler = av.AudioResampler(format="flt", rate=sample_rate)
         self._in_start: float | None = None
 
     def add(self, frame: Any, time: float) -> None:
         if self._in_start is None:
             self._in_start = self.start = time
-        self._place(self._resampler.resample(frame))
+        try:
+            resampled = self._resampler.resample(frame)
+        except ValueError as error:
+            raise Refused("unreadable", f"holds sound that changes its form ({error})") from error
+        self._place(resampled)
         expected = self._in_start + self._count / self.sample_rate
         gap = time + frame.samples / frame.sample_rate - expected
         if gap > self.GAP:
@@ -120,7 +125,7 @@ class SoundSink:
     def _place(self, frames: list[Any]) -> None:
         for frame in frames:
             # The mean of the channels stays in [-1, 1]; FFmpeg's own mix to mono weighs them by 0.71.
-            block = frame.to_ndarray().mean(0)
+            block = frame.to_ndarray().reshape(frame.samples, -1).mean(1)
             self.blocks.append(block)
             self._count += len(block)
 

@@ -18,7 +18,8 @@ class FileCache:
     """A JSON file beside the data (in the user's cache folder if that is not writable).
 
     An entry holds as long as the file keeps its size and modification time. A damaged cache is an empty one,
-    and a cache that cannot be written costs time and nothing else.
+    and a cache that cannot be written costs time and nothing else. It may have come with the data: what :meth:`get`
+    gives is to be checked like any input.
     """
 
     def __init__(self, root: Path, kind: str) -> None:
@@ -28,7 +29,7 @@ class FileCache:
         try:
             loaded = json.loads(self._path.read_text())
             self._all = loaded if isinstance(loaded, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             pass
         entries = self._all.get(kind)
         self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}

@@ -101,7 +101,9 @@ class KeyedDataset(Dataset):
             return self.limit.run(path, self._unchanged_sample, epoch, index)
         except (UnreadableFile, OSError) as error:
             system = error if isinstance(error, OSError) else error.__cause__
-            if (lack := EXHAUSTED.get(getattr(system, "errno", None))) is not None:
+            # What a decoder asks for in vain is what the file's header says; memory that is short kills without a word.
+            lack = None if isinstance(system, MemoryError) else EXHAUSTED.get(getattr(system, "errno", None))
+            if lack is not None:
                 raise RunFault(f"{path}: cannot be read, and that is not the file's fault: {lack}") from None
             if isinstance(error, UnreadableFile):
                 raise

@@ -183,7 +183,7 @@ def _lacking(path: Path, wanted: set[str], lacking: set[str]) -> DataError:
 def _integer(text: str | None, where: str, name: str) -> int:
     try:
         return int(float(text or ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DataError(f"{where}: {name}: expected seconds, got '{text}'") from None
 
 

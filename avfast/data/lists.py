@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from avfast.errors import DataError
+from avfast.printable import printable
 
 
 def csv_rows(path: Path, *, needs: Iterable[str] = ("path",)) -> list[dict[str, Any]]:
@@ -47,7 +49,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("clips"), list):
         raise DataError(f"{path}: expected an object with a list 'clips'")
@@ -76,16 +78,26 @@ def manifest_rows(manifest: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 def refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
     """A list may come with downloaded data: it must not reach files the user did not point at.
 
+    Links on the disk are followed: a list cannot make them, and folders that lie on other disks are every day's work.
+
     Raises:
-        DataError: a path is absolute or has a part ``..``.
+        DataError: a path is absolute or has a part ``..``, in the writing of this system or of Windows.
     """
     for name in (row[key] for row in rows for key in ("path", "mask") if row.get(key)):
-        if name.startswith("/") or ".." in name:
-            path = Path(name)
-            if path.is_absolute() or ".." in path.parts:
+        if name.startswith("/") or ".." in name or "\\" in name or ":" in name:
+            if any(p.is_absolute() or ".." in p.parts for p in (PurePosixPath(name), PureWindowsPath(name))):
                 raise DataError(
-                    f"{source}: the path {name!r} leaves the folder of the list; allow_outside=True permits that"
+                    f"{source}: the path '{shown(name)}' leaves the folder of the list; allow_outside=True permits that"
                 )
+
+
+def shown(name: str) -> str:
+    """A listed name as messages show it: in one line, and not longer than that.
+
+    >>> len(shown("x" * 4000 + ".mp4")), shown("a\\nb.mp4") == "a\\\\nb.mp4"
+    (111, True)
+    """
+    return printable(name if len(name) <= 120 else f"{name[:60]}…{name[-50:]}")
 
 
 def apply_labels(rows: list[dict[str, Any]], path: Path) -> None:
@@ -100,13 +112,13 @@ def apply_labels(rows: list[dict[str, Any]], path: Path) -> None:
     for row in rows:
         row["label"] = given.get(row["path"], row.get("label"))
     if unknown := sorted(set(given) - {row["path"] for row in rows}):
-        raise DataError(f"{path}: names {len(unknown)} files that are not in the data (first: {unknown[0]})")
+        raise DataError(f"{path}: names {len(unknown)} files that are not in the data (first: {shown(unknown[0])})")
 
 
 def _check_duration(row: dict[str, Any], where: str) -> None:
     value = row.get("duration")
     try:
-        good = value in (None, "") or float(value) > 0
+        good = value in (None, "") or 0 < float(value) < math.inf
     except (TypeError, ValueError):
         good = False
     if not good:

@@ -18,6 +18,7 @@ from avfast.data.members import Member
 from avfast.data.shards import is_shards
 from avfast.data.sources import EXTENSIONS, ClipSource, media_files
 from avfast.errors import DataError, MissingDependency
+from avfast.printable import printable
 
 PROBLEMS = {
     "unreadable": "cannot be opened or decoded",
@@ -79,7 +80,7 @@ class MediaScanReport:
     def summary(self) -> str:
         usable = len(self.files) - len(self.unusable)
         causes = ", ".join(f"{n} {p}" for p, n in self.counts.items()) or "no problems"
-        return f"{self.root}: {usable} of {len(self.files)} files usable ({causes})"
+        return f"{printable(self.root)}: {usable} of {len(self.files)} files usable ({causes})"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -99,14 +100,15 @@ class MediaScanReport:
         from avfast.errors import MissingDependency
 
         try:
+            from rich.markup import escape
             from rich.table import Table
         except (ImportError, RuntimeError, OSError) as error:
             raise MissingDependency("rich", extra="train", purpose="printing tables") from error
-        table = Table(title=self.summary, title_justify="left")
+        table = Table(title=escape(self.summary), title_justify="left")
         for column in ("file", "problem", "detail"):
             table.add_column(column, overflow="fold")
         for row in self._rows():
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         return table
 
     def __str__(self) -> str:
@@ -115,7 +117,11 @@ class MediaScanReport:
 
     def _rows(self) -> list[tuple[str, str, str]]:
         return [
-            (f.path, ", ".join(f.problems), f.detail or "; ".join(PROBLEMS[p] for p in f.problems))
+            (
+                printable(f.path),
+                ", ".join(f.problems),
+                printable(f.detail) or "; ".join(PROBLEMS[p] for p in f.problems),
+            )
             for f in self.files
             if f.problems
         ]
@@ -155,7 +161,7 @@ def scan_media(
         if not paths:
             raise DataError(f"{root}: holds no media files; looked for {' '.join(EXTENSIONS)} in it and below")
     memory = FileCache(root, f"scan-{VERSION}-{min_duration:g}") if cache else None
-    known = {p: memory.get(p) for p in paths} if memory else {}
+    known = {p: _remembered(memory.get(p)) for p in paths} if memory else {}
     fresh = [p for p in paths if not known.get(p)]
     results: dict[Path | Member, FileReport] = {}
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -169,13 +175,22 @@ def scan_media(
         memory.save()
     for path in paths:
         if path not in results:
-            entry = known[path]
-            results[path] = FileReport(**(entry | {"problems": tuple(entry["problems"])}))
+            results[path] = known[path]
     return MediaScanReport(str(root), tuple(results[p] for p in paths), len(paths) - len(fresh))
 
 
 def _only_shards(folder: Path) -> bool:
     return folder.is_dir() and not media_files(folder) and bool(walk(folder, (".tar",)).names)
+
+
+def _remembered(entry: Any) -> FileReport | None:
+    """An earlier result; None for what is none, since the memory may have come along with the data."""
+    try:
+        report = FileReport(**(entry | {"problems": tuple(entry["problems"])}))
+    except (TypeError, KeyError):
+        return None
+    good = isinstance(report.path, str) and isinstance(report.detail, str) and set(report.problems) <= set(PROBLEMS)
+    return report if good else None
 
 
 def scan_file(path: Path | Member, root: Path | None = None, min_duration: float = 1.0) -> FileReport:
@@ -264,7 +279,11 @@ def _decode(media: MediaFile) -> tuple[_Found, str]:
                     end = frame.time - media.origin + frame.samples / frame.sample_rate
                     found.audio_end = max(found.audio_end, end)
                     found.samples += frame.samples
-                    found.peak = float(np.maximum(found.peak, _peak(frame.to_ndarray())))  # NaN stays
+                    # PyAV reads eight planes at most, and past them where there is nothing.
+                    if not frame.format.is_planar or frame.layout.nb_channels <= 8:
+                        found.peak = float(np.maximum(found.peak, _peak(frame.to_ndarray())))  # NaN stays
+                    else:
+                        found.peak = max(found.peak, 1.0)
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return found, getattr(error, "strerror", None) or str(error)
     return found, ""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from avfast.data.listing import Listing, folder_files, identify, look, remembered, walk
-from avfast.data.lists import apply_labels, csv_rows, manifest_rows, read_manifest, refuse_escapes
+from avfast.data.lists import apply_labels, csv_rows, manifest_rows, read_manifest, refuse_escapes, shown
 from avfast.data.records import ClipRecord, Codes, Columns, Records, Texts
 from avfast.errors import DataError
 
@@ -145,7 +145,7 @@ class ClipSource:
         stamps, there = look(root, names)
         absent = [name for name, found in zip(names, there.tolist(), strict=True) if not found]
         if absent and missing == "raise":
-            shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+            shown = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
             raise DataError(
                 f"{path}: {len(absent)} of {len(rows)} listed files do not exist ({shown}); "
                 'missing="drop" goes on without them'

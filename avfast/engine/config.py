@@ -244,8 +244,12 @@ def _read_file(file: str | Path | None) -> dict[str, Any]:
     import yaml  # a dependency of jsonargparse
 
     try:
-        tree = yaml.safe_load(Path(file).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        text = Path(file).read_text()
+        # A few lines of references to references stand for gigabytes.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"configuration file '{file}': expected plain values, found a reference (*name)")
+        tree = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"configuration file '{file}': {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration file '{file}': expected sections data, optim, run, method")

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from avfast.printable import printable
 from avfast.terminal import is_live
 
 
@@ -67,8 +68,9 @@ class Progress:
     def say(self, text: str) -> None:
         if self.quiet:
             return
+        text = printable(text, keep="\n")  # it may name a file
         if self._bar:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False)
         else:
             print(text, flush=True)
 

@@ -18,6 +18,7 @@ from avfast.engine.assess import score_table
 from avfast.engine.progress import clock
 from avfast.engine.tables import align_tables
 from avfast.evaluate import Score
+from avfast.printable import code
 
 HEADLINE = (
     "accuracy joint", "accuracy audio", "accuracy video",
@@ -202,7 +203,7 @@ def _training(summary: RunSummary) -> str:
             )
     broken = sum(summary.errors.values())
     text.append(f"- {summary.noun} that could not be read: {len(summary.errors)} files, {broken} times")
-    text += [f"  - `{name}` ({count})" for name, count in sorted(summary.errors.items())[:10]]
+    text += [f"  - {code(name)} ({count})" for name, count in sorted(summary.errors.items())[:10]]
     text += [f"- {note}" for note in summary.notes]
     return "\n".join(text)
 

@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, float]:
     try:
         means = json.loads(path.read_text())["confidence"]
         good = all(isinstance(c, (int, float)) and 0 <= c <= 1 for c in means.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{path}' is no file of confidences: {type(error).__name__}: {error}") from error
     if not good:
         raise ConfigError(f"'{path}': expected confidences in [0, 1]")

@@ -20,6 +20,7 @@ from avfast.engine.scene.sound import Sound, open_sound
 from avfast.engine.scene.synthesis import Synthesiser
 from avfast.errors import ConfigError, UnreadableFile
 from avfast.nn.latents import mix_latents
+from avfast.printable import printable
 
 SOUNDS = (*AUDIO_EXTENSIONS, ".opus", ".aac", *EXTENSIONS)
 """What is looked for in a folder; a file that is named may have any extension."""
@@ -84,7 +85,7 @@ def generate(
         if clipped > WORTH_SAYING:
             say(f"note: {clipped:.1%} of the samples of '{name}' are beyond full scale and are clipped")
     for error in failed:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", printable(error), file=sys.stderr)
     if not folder.sounds:
         return 2
     left = [{"file": error.path, "cause": error.cause, "detail": error.detail} for error in failed]
