@@ -145,9 +145,9 @@ class ClipSource:
         stamps, there = look(root, names)
         absent = [name for name, found in zip(names, there.tolist(), strict=True) if not found]
         if absent and missing == "raise":
-            shown = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
+            first = ", ".join(map(shown, absent[:3])) + (", …" if len(absent) > 3 else "")
             raise DataError(
-                f"{path}: {len(absent)} of {len(rows)} listed files do not exist ({shown}); "
+                f"{path}: {len(absent)} of {len(rows)} listed files do not exist ({first}); "
                 'missing="drop" goes on without them'
             )
         present = [row for row, found in zip(rows, there.tolist(), strict=True) if found]
