@@ -21,6 +21,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from avfast.cli import main  # noqa: E402
 from avfast.engine.checkpoint import load_checkpoint  # noqa: E402
+from avfast.engine.journal import comparable, read_rows  # noqa: E402
 
 SMALL = ["batch_size=16", "log_every=1", "eval_every=7", "control=false", "frames=1", "size=32"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,9 +188,8 @@ def test_killed_in_mid_epoch_then_resumed_equals_uninterrupted(tmp_path, capsys)
         assert torch.equal(value, killed["model"][name]), name
     one, two = (load_file(tmp_path / n / "export" / "audio" / "model.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(v, two[k]) for k, v in one.items())
-    rows = [[json.loads(line) for line in open(tmp_path / n / "metrics.jsonl")] for n in ("whole", "killed")]
-    losses = [[(r["step"], r["loss"]) for r in part if r["kind"] == "train"] for part in rows]
-    assert losses[0] == losses[1] and len(losses[0]) == 14
+    rows = [comparable(read_rows(tmp_path / n / "metrics.jsonl")) for n in ("whole", "killed")]
+    assert rows[0] == rows[1] and len([r for r in rows[0] if r["kind"] == "train"]) == 14
     results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "killed")]
     assert results[0] == results[1]
 
@@ -212,9 +212,11 @@ def test_sigterm_saves_and_says_where_and_how_to_go_on(tmp_path, capsys):
     assert main(arguments(tmp_path, "--resume", "auto", "steps=5000", *SMALL, "optim.lr=0.5")) == 2
     refusal = capsys.readouterr().err
     assert "optim.lr: 0.002 -> 0.5" in refusal and "--force" in refusal
-    last.write_bytes(last.read_bytes()[:1000])
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
     assert main(arguments(tmp_path, "--resume", "auto", "steps=5000", *SMALL)) == 2
-    assert "truncated or damaged" in capsys.readouterr().err
+    assert "is whole, and nothing was changed there" in (said := capsys.readouterr().err)
+    assert said.count("is truncated or damaged") == 2, "the last and the one before, each once"
     assert main(arguments(tmp_path, "steps=5000", *SMALL)) == 2  # nor is an old run overwritten silently
     assert "already holds a run" in capsys.readouterr().err
 

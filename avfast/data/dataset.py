@@ -17,6 +17,7 @@ from avfast.data.media import Clip, Decoded, MediaError, MediaFile, read_all
 from avfast.data.randomness import Draws
 from avfast.data.sampler import EpochSampler
 from avfast.data.sources import ClipSource
+from avfast.data.worker_signals import shield_worker
 from avfast.errors import UnreadableFile
 
 
@@ -226,4 +227,5 @@ def build_loader(dataset: Dataset, sampler: EpochSampler, *, workers: int = 0, p
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=shield_worker,
     )

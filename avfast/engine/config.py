@@ -88,6 +88,8 @@ class RunConfig:
         eval_every: steps between looks at the validation split, which selects the best checkpoint.
         eval_epochs: passes over the training split between these looks; replaces `eval_every` when positive.
         save_every: steps between checkpoints.
+        keep_last: checkpoints of the newest steps that are kept, beside the best and the final one; with 1 there is
+            none to go back to when the last one is damaged.
         control: train the shuffled-pair control for as many steps, so that the report can show it.
         parallel: how several processes share the work: ddp, every one has the whole model; fsdp, every one has a share
             of weights, gradients and moments; auto, fsdp where `accelerate launch --use_fsdp` says so.
@@ -104,6 +106,7 @@ class RunConfig:
     eval_every: int = 20
     eval_epochs: int = 0
     save_every: int = 40
+    keep_last: int = 2
     control: bool = True
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     sync_batchnorm: bool = False
@@ -120,6 +123,11 @@ class TrainConfig:
     optim: OptimConfig
     run: RunConfig
     method: Any
+
+    def defaults(self) -> dict[str, Any]:
+        """The same keys as :meth:`to_dict`, each with the value that nobody asked for."""
+        sections = {name: type(getattr(self, name))() for name in ("data", "optim", "run", "method")}
+        return TrainConfig(self.recipe, **sections).to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """``{"recipe": ..., "optim.lr": ..., ...}``: flat, dotted, JSON-able."""
@@ -140,8 +148,8 @@ ALIASES = {
 """What other tools call the same thing; used for suggestions only."""
 
 HARMLESS = {
-"data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.control",
-    "run.tensorboard", "run.parallel", "run.timeout",
+    "data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.keep_last",
+    "run.control", "run.tensorboard", "run.parallel", "run.timeout",
 }  # fmt: skip
 """Keys that do not change what is computed, or only where something fails; a resumed run may differ in them."""
 
@@ -177,10 +185,36 @@ def parse_config(
     return config
 
 
-def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines ``key: old -> new`` for every key that changes what a run computes."""
-    keys = [k for k in [*old, *(k for k in new if k not in old)] if k not in HARMLESS]
-    return [f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}" for k in keys if old.get(k) != new.get(k)]
+def config_diff(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    contents: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Lines ``key: old -> new`` for every key that changes what a run computes.
+
+    Args:
+        contents: hashes of the files that `old` and `new` name, by key: a file elsewhere with the same content is no
+            change, another content at the same place is one.
+        defaults: values that a key of a newer version has where the older one did not know it.
+
+    >>> config_diff({"optim.lr": 0.1, "data.workers": 0}, {"optim.lr": 0.2, "data.workers": 2})
+    ['optim.lr: 0.1 -> 0.2']
+    """
+    lines = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        was, now = (side.get(key, "absent") for side in (old, new))
+        held, holds = (side.get(key) for side in contents)
+        unknown = key not in old and defaults is not None and now == defaults.get(key, "absent")
+        if key in HARMLESS or unknown:
+            continue
+        if held and holds:
+            if held != holds:
+                lines.append(f"{key}: {was} (content {held[:12]}) -> {now} (content {holds[:12]})")
+        elif was != now:
+            lines.append(f"{key}: {was} -> {now}")
+    return lines
 
 
 def describe_options(recipe: str) -> list[str]:
@@ -292,7 +326,7 @@ def _check_ranges(config: TrainConfig) -> None:
     smallest = {
         "data.batch_size": 2, "data.workers": 0, "data.timeout": 0, "run.epochs": 0, "run.steps": 1,
         "run.log_every": 1, "run.eval_epochs": 0,
-        "run.eval_every": 1, "run.save_every": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
+        "run.eval_every": 1, "run.save_every": 1, "run.keep_last": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
         "optim.warmup_epochs": 0, "optim.weight_decay": 0, "optim.lr": 0, "optim.lr_batch": 0,
         "optim.accumulate": 1, "run.timeout": 1,
     }  # fmt: skip

@@ -14,8 +14,9 @@ from avfast.engine.build import build_method
 from avfast.engine.checkpoint import write_atomic
 from avfast.engine.config import parse_config
 from avfast.engine.plan import probe_step
-from avfast.engine.pretrain import Interrupted, Request, pretrain
+from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.report import RunSummary, Section
+from avfast.engine.signals import Interrupted
 from avfast.engine.tables import align_tables
 from avfast.errors import ConfigError, DataError, MissingDependency
 from avfast.methods import Method

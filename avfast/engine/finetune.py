@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.checkpoint import clear_temporary, load_checkpoint, write_atomic
 from avfast.engine.config import parse_config
 from avfast.engine.dead_channels import dead_channels
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.finetune_report import write_finetune_report
-from avfast.engine.pretrain import Request, finished, pretrain
+from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.resume import finished, newest_of
+from avfast.engine.signals import interruptible
 from avfast.engine.sources import open_data
 from avfast.errors import ConfigError
 from avfast.methods import get_method
@@ -53,6 +55,11 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
             encoders then learn more (a budget had cut them short) begins anew from them.
         AvfastError: anything the user can change.
     """
+    with interruptible(f"between the stages: what is done is in '{request.out}'; continue with --resume auto"):
+        return _finetune(request, say)
+
+
+def _finetune(request: Request, say: Callable[[str], None]) -> Path | None:
     if not hasattr(get_method(request.recipe).Config, "stage"):
         raise ConfigError(
             f"recipe '{request.recipe}' has no stages: `avfast pretrain --recipe {request.recipe}` trains it"
@@ -64,12 +71,13 @@ def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | 
         parse_config(request.recipe, _without_files(words[name]), preset=request.preset, file=request.config_file)
     began, left, spent, moved = time.monotonic(), 1.0, 0.0, False
     data = request.data
+    clear_temporary(request.out, *(request.out / name for name in STAGES))
     if data in MADE and not request.dry_run:  # made once, for all stages
         method = get_method(request.recipe)
         data = str(make_data(*made_folder(data, request.out, method(method.Config()).inputs), say))
     for name in STAGES:
-        stage = _stage(request, name, data, words[name])
-        if moved and name == "joint" and (stage.request.out / "checkpoints" / "last.pt").is_file():
+        stage = _stage(request, name, data, words[name], say)
+        if moved and name == "joint" and (stage.request.out / "checkpoints").is_dir():
             say("stage joint begins anew: the encoders and confidences that it starts from have gone on")
             own = dataclasses.replace(stage.request, resume=None, force=True)
             stage = Stage(name, own, finished=False)
@@ -132,20 +140,20 @@ def _export(folder: Path, encoder: str) -> Path:
     return unfolded if unfolded.is_dir() else folder / "export" / encoder
 
 
-def _stage(request: Request, name: str, data: str, words: list[str]) -> Stage:
+def _stage(request: Request, name: str, data: str, words: list[str], say: Callable[[str], None]) -> Stage:
     if name == "joint":  # the exports exist now; which one it is was not known before
         words = stage_words(request)["joint"]
         if request.dry_run:
             words = [*_without_files(words), "method.masks=none"]
     own = dataclasses.replace(request, out=request.out / name, data=data, words=words)
-    done = request.resume == "auto" and finished(own)
+    done = request.resume == "auto" and finished(own, say)
     return Stage(name, own, done)
 
 
 def hand_over(folder: Path, name: str, data: str) -> None:
     """``confidence.json``: how sure the stage was of every training clip, by content id, over its whole training."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    state = load_checkpoint(folder / "checkpoints" / "last.pt")["model"]["_extra_state"]
+    state = load_checkpoint(newest_of(folder).path)["model"]["_extra_state"]
     known = Confidences.of(state["confidences"])
     ids = [record.id for record in open_data(data, on_error=config["data.on_error"]).splits["train"].records]
     text = json.dumps({"stage": name, "steps": state["step"], "seed": config["run.seed"],

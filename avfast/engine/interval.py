@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,36 @@ class Interval:
             self.embeddings = output.embeddings
             self.samples += samples
 
+    def state(self) -> dict[str, Any]:
+        """All of it as tensors on the CPU and plain values, for a checkpoint: a row of the log is the same, whether or
+        not the run was interrupted before it. Empty where nothing was gathered."""
+        if not self.steps:
+            return {}
+        names = self.outputs[0].metrics if self.outputs else ()
+        return {
+            "loss": _stacked(o.loss for o in self.outputs),
+            "metrics": {name: _stacked(o.metrics[name] for o in self.outputs) for name in names},
+            "norms": _stacked(self.norms),
+            "embeddings": {name: z.detach().cpu().clone() for name, z in self.embeddings.items()},
+            "samples": self.samples, "steps": self.steps, "data_s": self.data_s, "compute_s": self.compute_s,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device | str = "cpu") -> Interval:
+        """Undo :meth:`state`."""
+        made = cls()
+        if not state:
+            return made
+        losses = state["loss"].to(device)
+        metrics = {name: values.to(device) for name, values in state["metrics"].items()}
+        for i, loss in enumerate(losses):
+            made.outputs.append(StepOutput(loss, {name: values[i] for name, values in metrics.items()}, {}))
+        made.norms = list(state["norms"].to(device))
+        made.embeddings = {name: z.to(device) for name, z in state["embeddings"].items()}
+        made.samples, made.steps = state["samples"], state["steps"]
+        made.data_s, made.compute_s = state["data_s"], state["compute_s"]
+        return made
+
     def summary(self) -> dict[str, Any]:
         """Of an interval with at least one output."""
         seconds = max(1e-9, self.data_s + self.compute_s)
@@ -54,6 +84,11 @@ class Interval:
             "data_s": self.data_s / self.steps,
             "compute_s": self.compute_s / self.steps,
         }
+
+
+def _stacked(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    values = [value.detach().float() for value in values]
+    return torch.stack(values).cpu() if values else torch.zeros(0)
 
 
 def combined(outputs: list[tuple[StepOutput, float]]) -> StepOutput:

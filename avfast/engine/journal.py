@@ -21,7 +21,8 @@ a number that is not finite stands as the string ``"nan"``, ``"inf"`` or ``"-inf
 * ``broken``: failures to read a file so far;
 * ``rss_mib``: memory of the main process now, absent where the system does not tell; ``cuda_peak_mib``: most memory
   that tensors have taken on the GPU so far, absent without one;
-* ``warnings``: what is wrong, by subject; absent if nothing is.
+* ``warnings``: what is wrong, by subject; absent if nothing is;
+* ``partial``: true where an interruption cut the interval short; the line goes when the run goes on.
 
 ``val``: ``loss`` over the whole validation split, accuracies or recall by name, and ``NAME chance`` beside each score
 that has a chance level.
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,17 @@ from typing import Any
 from avfast.engine.board import Board
 from avfast.engine.checkpoint import write_atomic
 
+MEASURED = ("time", "samples_per_s", "data_s", "compute_s", "rss_mib", "cuda_peak_mib")
+"""Values of a row that differ when the same is computed again."""
+
 
 class Journal:
     """Append-only log of a run.
 
     Args:
         path: the file; None keeps rows in memory only (other ranks).
-        resume_step: rows of later steps are dropped, since they are about to be computed again.
+        resume_step: rows of later steps are dropped, since they are about to be computed again; so are those that are
+            marked ``partial``: an interruption cut their interval short, and it goes on now.
         board: gets every row too.
     """
 
@@ -54,7 +60,8 @@ class Journal:
         if path is None:
             return
         if resume_step is not None and path.is_file():
-            self.rows = [row for row in read_rows(path) if row["step"] <= resume_step]
+            rows = [row for row in read_rows(path) if row["step"] <= resume_step]
+            self.rows = [row for row in rows if not row.get("partial")]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -68,6 +75,12 @@ class Journal:
         if self.board is not None:
             self.board.row(row)
         return row
+
+    def sync(self) -> None:
+        """What was written is on the disk: a checkpoint must not outlive the rows before it."""
+        if self.path is not None:
+            with open(self.path, "rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +101,15 @@ def parse_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             good = False
         rows.append(row) if good else torn.append(number)
     return rows, torn
+
+
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what depends on the clock and the machine: those of two runs that computed the same are equal."""
+    kept = [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
+    for row in kept:
+        if "warnings" in row:
+            row["warnings"] = {name: text for name, text in row["warnings"].items() if name != "loader-bound"}
+    return [{name: value for name, value in row.items() if (name, value) != ("warnings", {})} for row in kept]
 
 
 def _plain(value: Any) -> Any:

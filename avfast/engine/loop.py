@@ -15,8 +15,10 @@ import torch
 from avfast.engine.batches import agree_on_size, parts
 from avfast.engine.board import Board
 from avfast.engine.build import build_method, build_optimizer, build_schedule
-from avfast.engine.checkpoint import load_checkpoint, save_checkpoint
-from avfast.engine.config import TrainConfig, config_diff
+from avfast.engine.checkpoint import WORKERS, clear_temporary, load_checkpoint
+from avfast.engine.config import TrainConfig
+from avfast.engine.contents import content_hashes
+from avfast.engine.generations import Generations
 from avfast.engine.gradients import clip_and_measure
 from avfast.engine.inputs import build_pipeline
 from avfast.engine.interval import Interval, combined, mean_over_processes, timed
@@ -24,9 +26,10 @@ from avfast.engine.journal import Journal
 from avfast.engine.memory import memory_row
 from avfast.engine.parallel import parallel_method
 from avfast.engine.progress import Progress
+from avfast.engine.resume import changes_since, refuse_changes
 from avfast.engine.signals import Budget, StopRequest
 from avfast.engine.sources import ADVICE, count_errors, training_loader, training_sampler
-from avfast.engine.state import restore_rng_state, rng_state
+from avfast.engine.state import local_buffers, restore_rng_state, rng_state, versions
 from avfast.engine.validate import Validator
 from avfast.engine.watch import Watch
 from avfast.errors import AvfastError, CheckpointError
@@ -65,6 +68,9 @@ class Trainer:
         resume: checkpoint to continue from.
         force: continue although the configuration or the data changed.
         board_folder: where TensorBoard's event files go, if wanted.
+
+    Attributes:
+        remarks: what a person must be told of a run that was continued.
     """
 
     def __init__(
@@ -103,9 +109,16 @@ class Trainer:
         on_gpu = accelerator.device.type == "cuda"
         self.eval_every = config.run.eval_epochs * len(self.sampler) or config.run.eval_every
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
-        self.step, self.best_step, self.best_loss = 0, 0, math.inf
+        self.step, self.looked, self.best_step, self.best_loss = 0, 0, 0, math.inf
         self.errors: dict[str, int] = {}
         self.grad_norm: torch.Tensor | None = None
+        self.interval = Interval()
+        self.remarks: list[str] = []
+        self.generations = Generations(out / "checkpoints", config.run.keep_last)
+        self.contents = content_hashes(config.to_dict())
+        self._unsaved, self._best_unsaved = True, False
+        if accelerator.is_main_process:
+            clear_temporary(out, self.generations.folder)
         if resume is not None:
             self._restore(load_checkpoint(resume), resume, force=force)
         self.watch = Watch(config.data, steps, start=self.step)
@@ -119,51 +132,56 @@ class Trainer:
         afterwards."""
         budget.start()
         if self.step == 0 and self.accelerator.is_main_process:
-            for name in ("last", "best", "final"):  # of a run that this one replaces
-                (self.out / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
-        stopped = "finished"
+            self.generations.clear()  # of a run that this one replaces
         quiet = not self.accelerator.is_main_process
         title = "train" if self.kind == "main" else self.kind
         noun = self.method.inputs.noun
         with Progress(self.steps, title, start=self.step, quiet=quiet, noun=noun) as progress:
-            interval = Interval()
-            for batch, data_s in timed(self._batches()):
-                began = time.perf_counter()
-                output = self._train_step(batch)
-                self.step += 1
-                samples = len(batch["index"]) * self.accelerator.num_processes
-                interval.add(output, samples, data_s, time.perf_counter() - began, self.grad_norm)
-                progress.advance(self.step)
-                run, last = self.config.run, self.step == self.steps
-                stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
-                if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
-                    began = time.perf_counter()
-                    self._require_finite(output)  # waits for a GPU to end the steps under way: their time too
-                    interval.compute_s += time.perf_counter() - began
-                if self.step % run.log_every == 0 or (stopped and interval.outputs):
-                    self._log(interval, progress)
-                    interval = Interval()
-                if self.step % self.eval_every == 0 or last:
-                    self._validate(progress)
-                if stopped:
-                    break
-                if self.step % run.save_every == 0:
-                    self._save("last")
-            stopped = stopped or "finished"
-            if stopped == "budget" and self.step % self.eval_every:
-                self._validate(progress)
-        self._save("last")
-        if self.step == self.steps:
-            self._save("final")
+            stopped = self._steps(progress, stop, budget)
+            if stopped == "budget" and self.looked < self.step:
+                self._look(progress, stop)
+        done = self.step == self.steps
+        if self._unsaved or (done and not self.generations.path("final").is_file()):
+            self._save(final=done)
         if self.board is not None:
             self.board.flush()
-        folder = self.out / "checkpoints"
-        paths = {name: folder / f"{name}.pt" for name in ("last", "best", "final") if (folder / f"{name}.pt").is_file()}
         method = self.parallel.trained(lambda: build_method(self.config))
         return TrainResult(
             method, stopped, self.step, self.steps, self.best_step, self.best_loss, self.journal.rows,
-            self.errors, paths,
+            self.errors, self.generations.present(),
         )  # fmt: skip
+
+    def _steps(self, progress: Progress, stop: StopRequest, budget: Budget) -> str:
+        """Train, log, look and save; why it ended."""
+        run = self.config.run
+        if self._look_is_due() and self.looked < self.step and not self._look(progress, stop):
+            return self._reason_to_stop(stop, budget) or "signal"
+        for batch, data_s in timed(self._batches()):
+            began = time.perf_counter()
+            output = self._train_step(batch)
+            self.step += 1
+            self._unsaved = True
+            samples = len(batch["index"]) * self.accelerator.num_processes
+            self.interval.add(output, samples, data_s, time.perf_counter() - began, self.grad_norm)
+            progress.advance(self.step)
+            last = self.step == self.steps
+            stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
+            if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
+                began = time.perf_counter()
+                self._require_finite(output)  # waits for a GPU to end the steps under way: their time too
+                self.interval.compute_s += time.perf_counter() - began
+            if self.step % run.log_every == 0 or (last and self.interval.outputs):
+                self._log(progress)
+                self.interval = Interval()
+            elif stopped and self.interval.outputs:
+                self._log(progress, partial=True)
+            if self._look_is_due() and not self._look(progress, stop):
+                stopped = self._reason_to_stop(stop, budget) or "signal"
+            if stopped:
+                return stopped
+            if self._best_unsaved or self.step % run.save_every == 0:
+                self._save()
+        return "finished"
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         while self.step < self.steps:
@@ -220,7 +238,8 @@ class Trainer:
                 f"{what} at step {self.step}; {state}. A smaller optim.lr or optim.clip_norm=1 usually helps"
             )
 
-    def _log(self, interval: Interval, progress: Progress) -> None:
+    def _log(self, progress: Progress, **marks: bool) -> None:
+        interval = self.interval
         if not interval.outputs:
             noun, broken = self.method.inputs.noun, next(iter(self.errors), "")
             example = f" ({broken})" if broken else ""
@@ -230,7 +249,7 @@ class Trainer:
         epoch = self.step / len(self.sampler)
         lr = self.scheduler.get_last_lr()[0]
         broken = sum(self.errors.values())
-        values = {"epoch": epoch, "lr": lr, **row, "collapse": indicators, "broken": broken, **memory_row()}
+        values = {"epoch": epoch, "lr": lr, **row, "collapse": indicators, "broken": broken, **memory_row(), **marks}
         if warnings := self.watch.warnings(self.step, row, indicators):
             values["warnings"] = warnings
         row = self.journal.write("train", step=self.step, **values)
@@ -238,10 +257,22 @@ class Trainer:
         for text in self.watch.news(warnings):
             progress.say(f"{self.kind} {self.step}: {text}")
 
-    def _validate(self, progress: Progress) -> None:
-        if self.validator is None:
-            return
-        row = self.validator(self.method, self.pipeline, self.accelerator.autocast)
+    def _look_is_due(self) -> bool:
+        return self.step > 0 and (self.step % self.eval_every == 0 or self.step == self.steps)
+
+    def _look(self, progress: Progress, stop: StopRequest) -> bool:
+        """Validate, and note whether this is the best state so far; False where a signal cut it short, so that it
+        counts for nothing and is to be done again."""
+        row = None
+        if self.validator is not None:
+            alone = self.accelerator.num_processes == 1  # several go through it together
+            stopping = lambda: alone and stop.signal_name is not None  # noqa: E731
+            row = self.validator(self.method, self.pipeline, self.accelerator.autocast, stop=stopping)
+            if self._any(row is None):
+                return False
+        self.looked, self._unsaved = self.step, True
+        if row is None:
+            return True
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -250,17 +281,18 @@ class Trainer:
         self.journal.write("val", step=self.step, **row)
         progress.validation(self.step, row)
         if row["loss"] < self.best_loss:
-            self.best_loss, self.best_step = row["loss"], self.step
-            self._save("best")
+            self.best_loss, self.best_step, self._best_unsaved = row["loss"], self.step, True
+        return True
 
-    def _save(self, name: str) -> None:
-        rng = [rng_state()]
+    def _save(self, *, final: bool = False) -> None:
+        own = [{"rng": rng_state(), "local": local_buffers(self.method), "interval": self.interval.state()}]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
-            rng = gather_object(rng)
+            own = gather_object(own)
         model, optimizer = self.parallel.states()
         if self.accelerator.is_main_process:
+            self.journal.sync()
             epoch, offset = divmod(self.step, len(self.sampler))
             self.sampler.set_position(epoch, offset)
             scaler = self.accelerator.scaler
@@ -270,47 +302,65 @@ class Trainer:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "sampler": self.sampler.state_dict(),
-                "rng": rng,
+                **{name: [process[name] for process in own] for name in ("rng", "local", "interval")},
+                "workers": WORKERS,
                 "counters": {
-                    "step": self.step, "best_step": self.best_step, "best_loss": self.best_loss,
-                    "errors": self.errors,
+                    "step": self.step, "looked": self.looked, "best_step": self.best_step,
+                    "best_loss": self.best_loss, "errors": self.errors,
                 },
                 "config": self._config(),
+                "contents": self.contents,
                 "split_fingerprint": self.fingerprint,
                 "kind": self.kind,
-                "versions": {"torch": str(torch.__version__)},
+                "versions": versions(self.accelerator.device),
             }  # fmt: skip
-            save_checkpoint(self.out / "checkpoints" / f"{name}.pt", state)
+            self.generations.save(state, best=self._best_unsaved, final=final)
+            if not self.best_step:
+                self.generations.path("best").unlink(missing_ok=True)  # of a future that this run has left
+        self._unsaved = self._best_unsaved = False
         self.accelerator.wait_for_everyone()
 
     def _restore(self, state: dict[str, Any], path: Path, *, force: bool) -> None:
-        changes = config_diff(state["config"], self._config())
-        if state["split_fingerprint"] != self.fingerprint:
-            changes.append(f"data: fingerprint {state['split_fingerprint'][:12]} -> {self.fingerprint[:12]}")
         if state["kind"] != self.kind:
             raise CheckpointError(f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run")
-        if changes and not force:
-            listing = "\n".join(f"  {line}" for line in changes)
-            raise CheckpointError(
-                f"checkpoint '{path}' was written under another configuration:\n{listing}\n"
-                "give the old values, another --out, or --force to continue with the new ones"
-            )
+        if not force:
+            changes = changes_since(state, self.config, self._config(), self.contents, self.fingerprint)
+            refuse_changes(path, changes)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        same = len(state["rng"]) == processes
+        local = state["local"][rank] if same else {}
         try:
-            self.parallel.load_states(state["model"], state["optimizer"])
+            self.parallel.load_states({**state["model"], **local}, state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"checkpoint '{path}' does not fit the model: {str(error).strip()}") from error
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         counters = state["counters"]
-        self.step, self.best_step, self.best_loss = (
-            counters["step"],
-            counters["best_step"],
-            counters["best_loss"],
-        )
+        self.step, self.looked = counters["step"], counters["looked"]
+        self.best_step, self.best_loss = counters["best_step"], counters["best_loss"]
         self.errors = dict(counters["errors"])
-        if len(state["rng"]) == self.accelerator.num_processes:
-            restore_rng_state(state["rng"][self.accelerator.process_index])
+        if same:
+            self.interval = Interval.of(state["interval"][rank], self.accelerator.device)
+            restore_rng_state(state["rng"][rank])
+        was, now = state["versions"], versions(self.accelerator.device)
+        if other := [f"{k} {was[k]} -> {now.get(k)}" for k in was if was[k] != now.get(k)]:
+            self.remarks.append(f"written elsewhere ({', '.join(other)}): the last bits of what follows may differ")
+        self._unsaved = path.resolve() != self.generations.path("last").resolve()
+        self._find_best()
+
+    def _find_best(self) -> None:
+        """The best state so far is ``best.pt``, unless that was lost, or belongs to steps that will be done again."""
+        found = self.generations.step_of("best") if self.best_step else 0
+        if found == self.best_step:
+            return
+        if self.best_step == self.step:
+            self._unsaved = self._best_unsaved = True
+            return
+        if found is None:
+            best = self.generations.path("best")
+            self.remarks.append(f"'{best}' of step {self.best_step} is missing or damaged: the best is chosen anew")
+        self.best_step, self.best_loss = 0, math.inf
 
     def _config(self) -> dict[str, Any]:
         # What a batch is depends on the processes that share it.

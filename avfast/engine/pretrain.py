@@ -16,14 +16,15 @@ from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
 from avfast.engine.build import build_accelerator, build_method, with_classes
-from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.checkpoint import clear_temporary, write_atomic
 from avfast.engine.conclude import conclude
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import FOLDERS, MADE, made_folder, make_data
 from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.report import RunSummary, Section, headline, write_report
-from avfast.engine.signals import Budget, StopRequest
+from avfast.engine.resume import checkpoint_to_continue, control_to_continue
+from avfast.engine.signals import Budget, Interrupted, StopRequest, exit_code, interruptible
 from avfast.engine.sources import (
     DataBundle,
     build_dataset,
@@ -33,18 +34,10 @@ from avfast.engine.sources import (
     training_sampler,
 )
 from avfast.engine.validate import Validator
-from avfast.errors import AvfastError, CheckpointError, ConfigError
+from avfast.errors import ConfigError
 from avfast.evaluate import ShuffledLabels, ShuffledPairs, shuffled_order
 from avfast.methods import Method
 from avfast.methods.base import LabelledInputs
-
-
-class Interrupted(AvfastError):
-    """A signal ended the run; the state was saved. ``code`` is the exit status a shell expects."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -95,13 +88,20 @@ def pretrain(
         Interrupted: SIGTERM or Ctrl-C came; the message says where the state is.
         AvfastError: anything the user can change.
     """
+    with interruptible(f"outside of training: what '{request.out}' holds is whole; --resume auto goes on from it"):
+        return _pretrain(request, say, extra)
+
+
+def _pretrain(
+    request: Request, say: Callable[[str], None], extra: Callable[[RunSummary, Method], list[Section]] | None
+) -> RunSummary | None:
     config = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file)
     if config.run.tensorboard:
         require_tensorboard()
     require_folder(request.out, "--out")
-    resume = _resume_path(request)
     accelerator = build_accelerator(request.device, config.run.precision)
     tell = say if accelerator.is_main_process else (lambda line: None)
+    resume = checkpoint_to_continue(request, tell)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     with ExitStack() as stack:
@@ -181,6 +181,7 @@ class Job:
         if self.accelerator.is_main_process:
             text = json.dumps(config.to_dict(), indent=2) + "\n"
             out.mkdir(parents=True, exist_ok=True)
+            clear_temporary(out, out / "figures", *(p for p in (out / "export").rglob("*") if p.is_dir()))
         with StopRequest() as stop:
             share = 0.5 if config.run.control else 1.0
             budget = Budget(None if self.request.budget is None else self.request.budget * share)
@@ -190,33 +191,42 @@ class Job:
             control = None
             if config.run.control:
                 order = shuffled_order(len(self.train_set), seed=config.run.seed)
-                last = out / "control" / "checkpoints" / "last.pt"
-                again = last if resume is not None and _steps_of(last) == trained.step else None
+                again = None if resume is None else control_to_continue(out / "control", trained.step, self.tell)
                 wrong = (
                     ShuffledLabels(self.train_set, order, self.train_set.source.labels)
                     if isinstance(self.method.inputs, LabelledInputs)
                     else ShuffledPairs(self.train_set, order)
                 )
                 control = self._train(wrong, out / "control", again, stop, Budget(None), trained.step, "control")
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
-            return None
-        try:
-            summary, chosen = conclude(self, trained, control, plan_lines)
-        except KeyboardInterrupt:
-            last = trained.checkpoints["last"]
-            raise Interrupted(
-                f"SIGINT in the evaluation: the training is saved in '{last}'; evaluate with --resume auto", 130
-            ) from None
+            if not self.accelerator.is_main_process:
+                self.accelerator.wait_for_everyone()
+                return None
+            try:
+                stop.at_once()
+                summary = self._conclude(trained, control, plan_lines, extra)
+            except KeyboardInterrupt:
+                name, last = stop.signal_name or "SIGINT", trained.checkpoints["last"]
+                raise Interrupted(
+                    f"{name} in the evaluation: the training is saved in '{last}'; evaluate with --resume auto",
+                    exit_code(name),
+                ) from None
+        self.accelerator.wait_for_everyone()
+        for line in headline(summary.scores):
+            self.tell(line)
+        return summary
+
+    def _conclude(
+        self, trained: TrainResult, control: TrainResult | None, plan_lines: list[str], extra: Any
+    ) -> RunSummary:
+        """Evaluation, exports and report."""
+        out = self.request.out
+        summary, chosen = conclude(self, trained, control, plan_lines)
         sections = extra(summary, chosen) if extra else []
         summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
         made = {"clips", *FOLDERS}
         summary.files = [p for p in summary.files if not made & set(p.relative_to(out).parts[:2])]
         report = write_report(summary, sections)
         summary.files = sorted({*summary.files, report})
-        self.accelerator.wait_for_everyone()
-        for line in headline(summary.scores):
-            self.tell(line)
         return summary
 
     def _train(
@@ -241,53 +251,23 @@ class Job:
             self.board = trainer.board
         if trainer.step:
             self.tell(f"{kind}: continuing at step {trainer.step} of {steps} from '{resume}'")
-        result = trainer.fit(stop, budget)
-        if result.stopped.startswith("SIG"):
-            code = 128 + {"SIGTERM": 15, "SIGINT": 2}.get(result.stopped, 0)
+        for line in trainer.remarks:
+            self.tell(f"{kind}: {line}")
+        try:
+            result = trainer.fit(stop, budget)
+        except KeyboardInterrupt:
+            last = trainer.generations.present().get("last")
+            kept = f"the last saved state is in '{last}'; continue with --resume auto" if last else "nothing was saved"
+            raise Interrupted(f"Ctrl-C twice, stopped within step {trainer.step + 1} of {steps}: {kept}", 130) from None
+        if result.stopped.upper().startswith("SIG"):
             raise Interrupted(
                 f"{result.stopped} at step {result.step} of {result.steps}: state saved in "
-                f"'{result.checkpoints['last']}'; continue with --resume auto", code
+                f"'{result.checkpoints['last']}'; continue with --resume auto", exit_code(result.stopped)
             )  # fmt: skip
         if result.stopped == "budget":
             self.tell(f"budget spent at step {result.step} of {result.steps}; continue with --resume auto")
         self.seconds["training" if kind == "main" else "shuffled-pair control"] = time.monotonic() - began
         return result
-
-
-def finished(request: Request) -> bool:
-    """Whether an earlier call of this request came to its end; one that asks for more steps now did not."""
-    last = request.out / "checkpoints" / "last.pt"
-    if not (request.out / "results.json").is_file() or not last.is_file():
-        return False
-    state = load_checkpoint(last)
-    wanted = parse_config(request.recipe, request.words, preset=request.preset, file=request.config_file).to_dict()
-    as_long = all(state["config"].get(key) == wanted[key] for key in ("run.steps", "run.epochs"))
-    return as_long and state["counters"]["step"] == state["config"]["steps"]
-
-
-def _resume_path(request: Request) -> Path | None:
-    """The checkpoint to continue from; refuses to write a new run over an old one."""
-    last = request.out / "checkpoints" / "last.pt"
-    if request.resume == "auto":
-        return last if last.is_file() else None
-    if request.resume is not None:
-        path = Path(request.resume)
-        if not path.is_file():
-            raise CheckpointError(f"--resume: '{path}' does not exist; --resume auto looks in '{last.parent}'")
-        return path
-    if last.is_file() and not request.dry_run and not request.force:
-        raise ConfigError(
-            f"'{request.out}' already holds a run; continue it with --resume auto, choose another --out, "
-            "or overwrite it with --force"
-        )
-    return None
-
-
-def _steps_of(path: Path) -> int | None:
-    """How many steps the control in `path` was meant for; a longer main run needs a new control."""
-    if not path.is_file():
-        return None
-    return load_checkpoint(path)["config"].get("steps")
 
 
 def _data_folder(request: Request, method: Method, stack: ExitStack, tell: Callable[[str], None]) -> Path:

@@ -5,14 +5,37 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from avfast.errors import ConfigError
+from avfast.errors import AvfastError, ConfigError
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(AvfastError):
+    """A signal ended the run; the message says where the state is. ``code`` is the exit status a shell expects."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code(name: str) -> int:
+    """Of a process that a signal ended.
+
+    >>> exit_code("SIGTERM")
+    143
+    """
+    return 128 + getattr(signal, name, 0)
 
 
 class StopRequest:
     """Context manager that turns SIGTERM and Ctrl-C into a flag; the second Ctrl-C interrupts at once.
+
+    Once training is over there is nothing to finish first: after :meth:`at_once`, every signal interrupts.
 
     Attributes:
         signal_name: the signal that came, or None.
@@ -21,12 +44,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._previous: dict[int, Any] = {}
+        self._at_once = False
 
     def __enter__(self) -> StopRequest:
-        # Only the main thread may set handlers; elsewhere signals keep their meaning.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._previous = _handled_by(self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -34,10 +55,47 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous.clear()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
+    def at_once(self) -> None:
+        """From now on signals raise KeyboardInterrupt, as one that came before does now."""
+        self._at_once = True
+        if self.signal_name is not None:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.signal_name = self.signal_name is not None, signal.Signals(number).name
+        if self._at_once or (again and number == signal.SIGINT):
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible(words: str) -> Iterator[None]:
+    """A block outside of training, where SIGTERM interrupts as Ctrl-C does.
+
+    Raises:
+        Interrupted: one of them came; the message is its name and `words`.
+    """
+    came = ["SIGINT"]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came[0] = signal.Signals(number).name
+        raise KeyboardInterrupt
+
+    previous = _handled_by(handle)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{came[0]} {words}", exit_code(came[0])) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _handled_by(handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Set the handler of both signals; the handlers before. Only the main thread may: elsewhere signals keep their
+    meaning."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handle) for number in STOPPING}
 
 
 class Budget:

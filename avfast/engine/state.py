@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from avfast import __version__
+from avfast.nn import FeatureQueue
 
 
 def seed_everything(seed: int) -> None:
@@ -43,3 +47,26 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def local_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of what a model holds for this process alone, by the names of its state dict: queues that are
+    not shared, where there are several processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {}
+    if torch.distributed.get_world_size() == 1:
+        return {}
+    own = [(name, m) for name, m in model.named_modules() if isinstance(m, FeatureQueue) and not m.share]
+    return {
+        f"{name}.{key}" if name else key: value.detach().cpu().clone()
+        for name, queue in own
+        for key, value in queue.state_dict().items()
+    }
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What decides the last bits of a sum, beside the state itself."""
+    return {
+        "torch": str(torch.__version__), "avfast": __version__, "device": device.type,
+        "threads": str(torch.get_num_threads()),
+    }  # fmt: skip

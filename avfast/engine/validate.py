@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from avfast.engine.inputs import InputPipeline
 from avfast.engine.sources import readable
+from avfast.engine.state import restore_rng_state, rng_state
 from avfast.evaluate import cross_modal_retrieval
 from avfast.methods import Method
 from avfast.methods.base import LabelledInputs
@@ -34,14 +35,32 @@ class Validator:
         method: Method,
         pipeline: InputPipeline,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
-    ) -> dict[str, Any]:
-        """``autocast`` opens the precision of the method's step; inputs are made outside of it, as in training."""
-        was_training = method.training
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """``autocast`` opens the precision of the method's step; inputs are made outside of it, as in training. None
+        where ``stop``, asked before every batch, said so."""
+        before, was_training = rng_state(), method.training
         method.eval()
+        try:
+            return self._row(method, pipeline, autocast, stop)
+        finally:
+            method.train(was_training)
+            restore_rng_state(before)
+
+    def _row(
+        self,
+        method: Method,
+        pipeline: InputPipeline,
+        autocast: Callable[[], AbstractContextManager],
+        stop: Callable[[], bool],
+    ) -> dict[str, Any] | None:
         total, count = 0.0, 0
         parts: dict[str, list[torch.Tensor]] = {}
         supervised, accuracies = isinstance(method.inputs, LabelledInputs), {}
         for batch in readable(self.loader):
+            if stop():
+                return None
             size = len(batch["index"])
             inputs = pipeline(batch)
             with autocast():
@@ -53,7 +72,6 @@ class Validator:
                 continue
             for name, z in output.embeddings.items():
                 parts.setdefault(name, []).append(z.float().cpu())
-        method.train(was_training)
         row = {"loss": total / count} | {name: value / count for name, value in accuracies.items()}
         if {"audio", "video"} <= parts.keys():
             audio, video = torch.cat(parts["audio"]), torch.cat(parts["video"])

@@ -20,14 +20,17 @@ import torch
 from avfast.data.commands import progress_bar
 from avfast.data.outputs import require_folder
 from avfast.engine.build import build_method
-from avfast.engine.checkpoint import load_checkpoint, write_atomic
+from avfast.engine.checkpoint import clear_temporary, load_checkpoint, write_atomic
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.export import export_modules
-from avfast.engine.pretrain import Request, finished, pretrain
+from avfast.engine.generations import Generations
+from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.resume import finished, newest_of
 from avfast.engine.scene.frames import extract_frames
 from avfast.engine.scene.processes import is_main, main_first
 from avfast.engine.scene.targets import scene_targets
+from avfast.engine.signals import interruptible
 from avfast.engine.sources import DataBundle, open_data
 from avfast.errors import ConfigError
 from avfast.generator import fold_spectral_norm
@@ -107,6 +110,11 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
         Interrupted: a signal came; the same command with ``--resume auto`` goes on where it was.
         AvfastError: anything the user can change.
     """
+    with interruptible(f"between the stages: what is done is in '{request.out}'; continue with --resume auto"):
+        return _train_scene(request, say)
+
+
+def _train_scene(request: Request, say: Callable[[str], None]) -> Path | None:
     if request.resume not in (None, "auto"):
         raise ConfigError(f"--resume: {RECIPE} continues its own stages with --resume auto, got '{request.resume}'")
     config = _config(request)
@@ -118,6 +126,8 @@ def train_scene(request: Request, *, say: Callable[[str], None] = print) -> Path
         scene = open_scene(request, say)
         if request.dry_run:
             return _dry(request, config, say)
+        if is_main():
+            clear_temporary(scene.out, scene.frames, *(p for p in (scene.out / "export").rglob("*") if p.is_dir()))
         write_frames(scene)
     spent, left, moved = 0.0, 1.0, set()
     for name in STAGES:
@@ -202,10 +212,10 @@ def run_stage(scene: Scene, name: str, budget: float | None = None, *, anew: boo
         preset=None if name == "image" else request.preset,
         config_file=None if name == "image" else request.config_file,
     )  # fmt: skip
-    if anew and (own.out / "checkpoints" / "last.pt").is_file():
+    if anew and (own.out / "checkpoints").is_dir():
         scene.say(f"stage {name} begins anew: what it learns from has gone on")
         own = dataclasses.replace(own, resume=None, force=True)
-    elif request.resume == "auto" and finished(own):
+    elif request.resume == "auto" and finished(own, scene.say):
         scene.say(f"stage {name}: finished before, in '{own.out}'")
         return False
     else:
@@ -228,9 +238,10 @@ def stage_method(scene: Scene, name: str, *, control: bool = False, untrained: b
     method = build_method(scene.stage_config(name))
     folder = scene.out / name / "control" if control else scene.out / name
     if not untrained:
-        best, last = (folder / "checkpoints" / f"{which}.pt" for which in ("best", "last"))
+        generations = Generations(folder / "checkpoints")
         # The control has no selection: pairs that are wrong in training are right in validation.
-        path = best if best.is_file() and not control else last
+        selected = not control and generations.step_of("best") is not None
+        path = generations.path("best") if selected else newest_of(folder).path
         method.load_state_dict(load_checkpoint(path)["model"])
     return method.eval()
 
