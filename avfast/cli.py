@@ -1,7 +1,8 @@
 """The command line: ``avfast`` and ``python -m avfast``.
 
 Every command imports what it needs when it runs, so that `env`, `check`, `bench` and `recipes` work with
-torch and NumPy alone. Anything the user can change is one message on stderr and exit status 2.
+torch and NumPy alone. Anything the user can change is one message on stderr and exit status 2; a fault
+of the disk, the data folder or a process is one message and status 3.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for findings, 2 for a mistake of the user, 128+n for
-    signals."""
+    """Run one command and return its exit status: 0, 1 for findings, 2 for a mistake of the user, 3 for a fault around
+    it after which ``--resume auto`` goes on, 128+n for signals."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         parser, commands = _parser()
@@ -63,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None and not full:
             raise  # not about a file: the traceback is the message
         where = "" if error.filename is None else f": '{error.filename}'"
         print(f"error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
-        return 2
+        return 3 if full else 2
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -80,7 +80,7 @@ def media_scan_command(
     Raises:
         AvfastError: the folder does not exist or holds no media files.
     """
-    from avfast.data.outputs import prepare_file
+    from avfast.data.outputs import prepare_file, writing
     from avfast.data.scan import scan_media
     from avfast.errors import MissingDependency
 
@@ -98,7 +98,8 @@ def media_scan_command(
         except MissingDependency:
             print(report)
     if json_path is not None:
-        Path(json_path).write_text(json.dumps(report.to_dict(), indent=1))
+        with writing(Path(json_path)):
+            Path(json_path).write_text(json.dumps(report.to_dict(), indent=1))
         print(f"written: {json_path}")
     return 1 if report.unusable else 0
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from avfast.errors import ConfigError
+from avfast.errors import AvfastError, ConfigError, RunFault
 
 
 def require_folder(path: str | Path, option: str) -> Path:
@@ -40,3 +45,33 @@ def prepare_file(path: str | Path | None, option: str) -> Path | None:
     except OSError as error:
         raise ConfigError(f"{option}: cannot write to '{path}': {error.strerror}") from error
     return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes `path`: where the disk does not take it, the error names the file.
+
+    Raises:
+        RunFault: no space, no quota, a limit on the size of files, an input/output error.
+    """
+    try:
+        yield
+    except AvfastError:
+        raise
+    except Exception as error:
+        if (why := _refused(error, path)) is None:
+            raise
+        raise RunFault(f"cannot write '{path}': {why}") from error
+
+
+def _refused(error: Exception, path: Path) -> str | None:
+    """What the disk said; None for an error that is about something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if type(error).__name__ == "SafetensorError":
+        return str(error).split("I/O error: ")[-1]
+    if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error)):
+        # torch.save notices that less was written than it meant to, and does not say why.
+        full = shutil.disk_usage(path.parent).free < 1 << 20
+        return os.strerror(errno.ENOSPC) if full else "it was cut short (a full disk, a quota, a limit on file sizes)"
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from avfast.data.outputs import writing
 from avfast.errors import MissingDependency
 
 
@@ -31,12 +32,15 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
-        self._writer = require_tensorboard()(str(folder), purge_step=step + 1)
+        self.folder = folder
+        with writing(folder):
+            self._writer = require_tensorboard()(str(folder), purge_step=step + 1)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Every number of a row of ``metrics.jsonl`` as ``kind/name``, nested names joined by slashes."""
-        for name, value in _numbers(row, row["kind"]):
-            self._writer.add_scalar(name, value, row["step"])
+        with writing(self.folder):
+            for name, value in _numbers(row, row["kind"]):
+                self._writer.add_scalar(name, value, row["step"])
 
     def pictures(self, pictures: Mapping[str, Path], step: int) -> None:
         """PNG files by title."""
@@ -47,7 +51,8 @@ class Board:
         self.flush()
 
     def flush(self) -> None:
-        self._writer.flush()
+        with writing(self.folder):
+            self._writer.flush()
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from avfast.data.outputs import writing
 from avfast.engine.seal import add_seal, check_seal
 from avfast.errors import CheckpointError
 
@@ -54,13 +55,14 @@ def write_atomic(path: Path, write: Any) -> None:
     """Call ``write(temporary_path)``, flush it to the disk and put it in place with one rename.
 
     A process killed at any moment leaves either the old file or the new one, and perhaps a temporary one, which
-    :func:`clear_temporary` finds.
+    :func:`clear_temporary` finds. So does a disk that is full, which is a RunFault that names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
+        with writing(path):
+            write(temporary)
+        with writing(path), open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:

@@ -95,6 +95,9 @@ class RunConfig:
             of weights, gradients and moments; auto, fsdp where `accelerate launch --use_fsdp` says so.
         sync_batchnorm: batch norms of all processes use the statistics of all their batches together.
         timeout: seconds that a process waits for the others within a step before it gives them up.
+        on_nonfinite: what a loss or gradient that is not finite does: "raise" stops the run, at the next line of the
+            log at the latest and before anything is saved; "skip" drops that step and all its traces. It looks at every
+            step, for which a GPU waits. Ten such steps in a row stop the run too.
         tensorboard: also write scalars and pictures for TensorBoard, to the folder tensorboard of the run.
     """
 
@@ -111,6 +114,7 @@ class RunConfig:
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     sync_batchnorm: bool = False
     timeout: float = 300.0
+    on_nonfinite: Literal["raise", "skip"] = "raise"
     tensorboard: bool = False
 
 
@@ -149,7 +153,7 @@ ALIASES = {
 
 HARMLESS = {
     "data.workers", "data.cache", "data.timeout", "data.on_error", "run.log_every", "run.save_every", "run.keep_last",
-    "run.control", "run.tensorboard", "run.parallel", "run.timeout",
+    "run.control", "run.on_nonfinite", "run.tensorboard", "run.parallel", "run.timeout",
 }  # fmt: skip
 """Keys that do not change what is computed, or only where something fails; a resumed run may differ in them."""
 

@@ -3,7 +3,7 @@
 A line is written whole, at once, and only by the main process; it can be read while the run goes on. It is valid JSON:
 a number that is not finite stands as the string ``"nan"``, ``"inf"`` or ``"-inf"``. Every line has
 
-* ``kind``: ``"train"`` or ``"val"``; a reader leaves out kinds that it does not know;
+* ``kind``: ``"train"``, ``"val"`` or ``"fault"``; a reader leaves out kinds that it does not know;
 * ``step``: optimiser steps done, from 1;
 * ``time``: seconds since 1970, whole.
 
@@ -18,11 +18,15 @@ a number that is not finite stands as the string ``"nan"``, ``"inf"`` or ``"-inf
 * ``samples_per_s``; ``data_s`` and ``compute_s``: seconds per step spent waiting for data, and in everything else;
 * ``collapse``: by embedding, ``std``, ``effective_rank`` and ``mean_cosine`` of the last batch, see
   :func:`avfast.evaluate.collapse_indicators`;
-* ``broken``: failures to read a file so far;
+* ``broken``: failures to read a file so far; ``dropped``: steps dropped so far because something was not finite, absent
+  if none was;
 * ``rss_mib``: memory of the main process now, absent where the system does not tell; ``cuda_peak_mib``: most memory
   that tensors have taken on the GPU so far, absent without one;
 * ``warnings``: what is wrong, by subject; absent if nothing is;
 * ``partial``: true where an interruption cut the interval short; the line goes when the run goes on.
+
+``fault``: what went wrong at this step. ``cause`` is ``"nonfinite"`` (the step was dropped; ``loss``, and ``id`` and
+``path`` of the samples in its batch) or ``"data"`` (the run ended after it; ``text`` says why).
 
 ``val``: ``loss`` over the whole validation split, accuracies or recall by name, and ``NAME chance`` beside each score
 that has a chance level.
@@ -37,6 +41,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from avfast.data.outputs import writing
 from avfast.engine.board import Board
 from avfast.engine.checkpoint import write_atomic
 
@@ -69,9 +74,7 @@ class Journal:
         row = {"kind": kind, "step": step, "time": int(time.time()), **{k: _plain(v) for k, v in values.items()}}
         self.rows.append(row)
         if self.path is not None:
-            line = json.dumps(row, allow_nan=False)
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(line + "\n")
+            _append(self.path, (json.dumps(row, allow_nan=False) + "\n").encode())
         if self.board is not None:
             self.board.row(row)
         return row
@@ -81,6 +84,19 @@ class Journal:
         if self.path is not None:
             with open(self.path, "rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _append(path: Path, line: bytes) -> None:
+    """All of a line or, where the disk is full, none of it: half a line would spoil the next one too."""
+    with writing(path), open(path, "ab", buffering=0) as handle:
+        size = handle.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[handle.write(rest) :]
+        except OSError:
+            handle.truncate(size)
+            raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,13 @@ import torch
 
 from avfast.engine.batches import agree_on_size, parts
 from avfast.engine.board import Board
+from avfast.engine.breakage import Breakage
 from avfast.engine.build import build_method, build_optimizer, build_schedule
 from avfast.engine.checkpoint import WORKERS, clear_temporary, load_checkpoint
 from avfast.engine.config import TrainConfig
 from avfast.engine.contents import content_hashes
+from avfast.engine.fetch import DataLost, close_loader, fetched
+from avfast.engine.finite import CURE, MOST, FiniteWatch, Snapshot, batch_words, is_finite_step, named
 from avfast.engine.generations import Generations
 from avfast.engine.gradients import clip_and_measure
 from avfast.engine.inputs import build_pipeline
@@ -32,10 +35,9 @@ from avfast.engine.sources import ADVICE, count_errors, training_loader, trainin
 from avfast.engine.state import local_buffers, restore_rng_state, rng_state, versions
 from avfast.engine.validate import Validator
 from avfast.engine.watch import Watch
-from avfast.errors import AvfastError, CheckpointError
+from avfast.errors import AvfastError, CheckpointError, RunFault
 from avfast.evaluate import collapse_indicators
 from avfast.methods import Method, StepOutput
-from avfast.nn.shares import own_share
 
 
 @dataclass
@@ -122,10 +124,15 @@ class Trainer:
         if resume is not None:
             self._restore(load_checkpoint(resume), resume, force=force)
         self.watch = Watch(config.data, steps, start=self.step)
+        self.source = getattr(getattr(dataset, "dataset", dataset), "source", None)  # a control wraps the data set
+        self.breakage = Breakage(None if self.source is None else self.source.root, self.method.inputs.noun)
+        self.finite = FiniteWatch(self.method)
         is_main = accelerator.is_main_process
         resumed_at = self.step if resume is not None else None
         self.board = Board(board_folder, step=self.step) if is_main and board_folder is not None else None
         self.journal = Journal(out / "metrics.jsonl" if is_main else None, resume_step=resumed_at, board=self.board)
+        self.started_at = self.step
+        self.finite.dropped = len({row["step"] for row in self.journal.rows if row.get("cause") == "nonfinite"})
 
     def fit(self, stop: StopRequest, budget: Budget) -> TrainResult:
         """Train until the last step, a signal or the end of the budget; the state on disk is complete
@@ -168,7 +175,7 @@ class Trainer:
             stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
             if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
                 began = time.perf_counter()
-                self._require_finite(output)  # waits for a GPU to end the steps under way: their time too
+                self._require_finite()  # waits for a GPU to end the steps under way: their time too
                 self.interval.compute_s += time.perf_counter() - began
             if self.step % run.log_every == 0 or (last and self.interval.outputs):
                 self._log(progress)
@@ -184,13 +191,34 @@ class Trainer:
         return "finished"
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        while self.step < self.steps:
-            epoch, offset = divmod(self.step, len(self.sampler))
-            self.sampler.set_position(epoch, offset)
-            for batch in self.loader:
-                yield batch
-                if self.step == self.steps:
-                    return
+        try:
+            while self.step < self.steps:
+                epoch, offset = divmod(self.step, len(self.sampler))
+                self.sampler.set_position(epoch, offset)
+                for batch in fetched(self.loader):
+                    self.breakage.note(len(batch["index"]), batch["errors"])
+                    yield batch
+                    if self.step == self.steps:
+                        return
+        except (DataLost, RunFault) as fault:
+            raise self._lost(fault) from fault.__cause__
+        finally:
+            close_loader(self.loader)
+
+    def _lost(self, fault: DataLost | RunFault) -> AvfastError:
+        """Save what was trained when no further batch comes, between two steps; the error that says so."""
+        reason = fault.reason if isinstance(fault, DataLost) else fault
+        kept = self._last_state()
+        if self.accelerator.num_processes == 1 and self.step > self.started_at:
+            self._require_finite()
+            try:
+                self.journal.write("fault", step=self.step, cause="data", text=str(reason))
+                if self._unsaved:
+                    self._save()
+                kept = f"state saved at step {self.step} of {self.steps} in '{self._last}'"
+            except RunFault as full:
+                kept = f"{full}; {kept}"
+        return type(reason)(f"{reason}; {kept}; --resume auto continues")
 
     def _train_step(self, batch: dict[str, Any]) -> StepOutput | None:
         self.model.train()
@@ -200,6 +228,8 @@ class Trainer:
         work = parts(batch, size, self.config.data.batch_size)
         if not work:
             return None
+        dropping = self.config.run.on_nonfinite == "skip"
+        before = Snapshot(self.method) if dropping else None
         outputs = []
         for part, share in work:
             last = len(outputs) == len(work) - 1
@@ -208,8 +238,11 @@ class Trainer:
                 self.accelerator.backward(output.loss * share)
             outputs.append((output, share))
         output = combined(outputs)
-        logged = (self.step + 1) % self.config.run.log_every == 0
-        self.grad_norm = clip_and_measure(self.accelerator, self.model, self.config.optim.clip_norm, wanted=logged)
+        wanted = dropping or (self.step + 1) % self.config.run.log_every == 0
+        self.grad_norm = clip_and_measure(self.accelerator, self.model, self.config.optim.clip_norm, wanted=wanted)
+        if before is not None and self._dropped(output, batch, before):
+            return None
+        self.finite.note(self.step + 1, output.loss, batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
@@ -227,19 +260,62 @@ class Trainer:
             return stop.signal_name or "signal"
         return "budget" if self._any(budget.spent()) else None
 
-    def _require_finite(self, output: StepOutput | None) -> None:
-        """Stop before a diverged state is evaluated, logged as progress or saved over a good one."""
-        good = output is None or math.isfinite(output.loss.item())
-        if self._any(not good or not all(own_share(p).isfinite().all() for p in self.method.parameters())):
-            what = "the weights are not finite" if good else f"the loss is {output.loss.item()}"
-            last = self.out / "checkpoints" / "last.pt"
-            state = f"the last good state is in '{last}'" if last.is_file() else "nothing was saved yet"
+    def _dropped(self, output: StepOutput, batch: dict[str, Any], before: Snapshot) -> bool:
+        """Whether this step is dropped, as all processes must agree; then as if its batch had never come."""
+        scaler = self.accelerator.scaler
+        watched = self.finite.statistics()
+        good = is_finite_step(self.model, output.loss, self.grad_norm, watched, scaled=scaler is not None)
+        if not self._any(not good):
+            self.finite.good_step()
+            return False
+        before.restore()
+        self.method.forget_step()
+        if scaler is not None:  # it has seen this step begin, and must see it end: without a change, as for an overflow
+            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(math.inf)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.grad_norm = None
+        what = "the gradient or the state is not finite"
+        if not output.loss.isfinite():
+            what = f"the loss is {output.loss.item()}"
+        rows = [{"loss": output.loss.item(), **named(batch, self.source)}]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        found = [row for row in rows if not math.isfinite(row["loss"])] or rows  # gradients do not tell whose they are
+        step = self.step + 1
+        for row in found:
+            self.journal.write("fault", step=step, cause="nonfinite", **row)
+        if self.finite.dropped_step():
             raise AvfastError(
-                f"{what} at step {self.step}; {state}. A smaller optim.lr or optim.clip_norm=1 usually helps"
+                f"{MOST} steps in a row were dropped, up to step {step}, the last because {what} "
+                f"({batch_words(found[0])}); {self._last_state()}. {CURE}"
             )
+        return True
+
+    def _require_finite(self) -> None:
+        """Stop before a diverged state is evaluated, logged as progress or saved over a good one; all processes do."""
+        found = self.finite.look()
+        if not self._any(found is not None):
+            return
+        what, step, batch = found or ("another process has a loss that is not finite", self.step, {})
+        words = f" ({batch_words(named(batch, self.source))})" if batch else ""
+        raise AvfastError(
+            f"{what} at step {step}{words}; {self._last_state()}. {CURE}, and run.on_nonfinite=skip drops such steps"
+        )
+
+    @property
+    def _last(self) -> Path:
+        return self.generations.path("last")
+
+    def _last_state(self) -> str:
+        return f"the last good state is in '{self._last}'" if self._last.is_file() else "nothing was saved yet"
 
     def _log(self, progress: Progress, **marks: bool) -> None:
         interval = self.interval
+        if not interval.outputs and self.finite.dropping:
+            return  # every step was dropped, and the rows of the log say so
         if not interval.outputs:
             noun, broken = self.method.inputs.noun, next(iter(self.errors), "")
             example = f" ({broken})" if broken else ""
@@ -250,6 +326,8 @@ class Trainer:
         lr = self.scheduler.get_last_lr()[0]
         broken = sum(self.errors.values())
         values = {"epoch": epoch, "lr": lr, **row, "collapse": indicators, "broken": broken, **memory_row(), **marks}
+        if self.finite.dropped:
+            values["dropped"] = self.finite.dropped
         if warnings := self.watch.warnings(self.step, row, indicators):
             values["warnings"] = warnings
         row = self.journal.write("train", step=self.step, **values)

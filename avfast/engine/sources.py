@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from avfast.data import ClipDataset, ClipSource, EpochSampler, build_loader, probe
 from avfast.data.dataset import collate
+from avfast.data.deadline import MANY
 from avfast.data.image_folder import ImageDataset
 from avfast.data.layouts import open_source
 from avfast.data.sources import EXTENSIONS, IMAGE_EXTENSIONS
@@ -150,7 +151,11 @@ def training_sampler(
 def training_loader(dataset: Any, sampler: EpochSampler, data: DataConfig, *, pin_memory: bool) -> DataLoader:
     """Batches in the sampler's order; creating an iterator leaves the global generator alone (exact
     resume)."""
-    return _adapted(build_loader(dataset, sampler, workers=data.workers, pin_memory=pin_memory))
+    loader = _adapted(build_loader(dataset, sampler, workers=data.workers, pin_memory=pin_memory))
+    if data.workers and data.timeout:
+        # A process that cannot keep the limit of a sample itself (a decoder that never lets Python run) ends the run.
+        loader.timeout = data.timeout * (data.batch_size + MANY)
+    return loader
 
 
 def evaluation_loader(dataset: Any, batch_size: int) -> DataLoader:

@@ -244,6 +244,10 @@ class Method(nn.Module):
     def after_optimizer_step(self, step: int) -> None:
         """Momentum and queue updates; ``step`` counts optimiser steps from 1."""
 
+    def forget_step(self) -> None:
+        """Called when a step is dropped because its loss or gradient is not finite: the optimiser has not seen it, and
+        buffers, frozen parameters and extra state are back at what they were. Forgets what else its forward left."""
+
     def loss_bounds(self, batch_size: int) -> dict[str, float]:
         """Reference values of the loss to print beside it, at least ``chance`` where it is known."""
         return {}

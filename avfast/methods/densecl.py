@@ -246,6 +246,9 @@ class DenseCL(Method):
         self._waiting.clear()
         self.step.fill_(step)
 
+    def forget_step(self) -> None:
+        self._waiting.clear()
+
     def validation_step(self, batch: Batch) -> StepOutput:
         """Against the keys of the batch: against the queues, a loss would measure how old they are."""
         k = self.momentum_network(batch["view_k"])
