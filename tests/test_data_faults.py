@@ -67,7 +67,7 @@ def errors_of(batches):
 
 @pytest.mark.parametrize(("workers", "cache"), [(0, None), (0, "memory"), (2, None), (2, "memory")])
 def test_a_clip_that_hangs_is_left_out_after_its_time(folder, workers, cache):
-    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", cache=cache, timeout=0.5, **SETTINGS)
+    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", cache=cache, timeout=1, **SETTINGS)
     hang(folder / "2.mp4")
     loader = loader_of(dataset, workers=workers)
     began = time.monotonic()
@@ -80,9 +80,9 @@ def test_a_clip_that_hangs_is_left_out_after_its_time(folder, workers, cache):
 
 def test_the_policy_decides_about_a_clip_that_hangs(folder):
     source = ClipSource.open(folder)
-    strict, generous = (ClipDataset(source, on_error=p, timeout=0.3, **SETTINGS) for p in ("raise", "resample"))
+    strict, generous = (ClipDataset(source, on_error=p, timeout=1, **SETTINGS) for p in ("raise", "resample"))
     hang(folder / "2.mp4")
-    with pytest.raises(DataError, match=r"2\.mp4: could not be read within 0\.3 s.*on_error") as caught:
+    with pytest.raises(DataError, match=r"2\.mp4: could not be read within 1 s.*on_error") as caught:
         list(loader_of(strict, workers=1))
     assert "Traceback" not in str(caught.value)
     batches = list(loader_of(generous))
@@ -95,18 +95,19 @@ def test_a_picture_that_hangs(tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
     source = ClipSource.open(tmp_path, extensions=IMAGE_EXTENSIONS)
-    dataset = ImageDataset(source, size=8, seed=0, train=True, on_error="skip", timeout=0.3)
+    dataset = ImageDataset(source, size=8, seed=0, train=True, on_error="skip", timeout=1)
+    assert not dataset[0, 0]["errors"]
     hang(tmp_path / "1.png")
     assert errors_of(loader_of(dataset)) == [("1.png", "timeout")]
 
 
 def test_one_thread_per_hanging_file_and_another_try_once_it_has_ended(folder):
-    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", timeout=0.3, **SETTINGS)
+    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", timeout=1, **SETTINGS)
     good = (folder / "2.mp4").read_bytes()
     assert not dataset[0, 0]["errors"]
     before = threading.active_count()
     hang(folder / "2.mp4")
-    assert "within 0.3 s" in dataset[0, 2]["errors"][0]["detail"]
+    assert "within 1 s" in dataset[0, 2]["errors"][0]["detail"]
     for epoch in range(1, 50):  # not waited for again
         assert "since an earlier try" in dataset[epoch, 2]["errors"][0]["detail"]
     assert not dataset[1, 1]["errors"] and threading.active_count() == before + 1

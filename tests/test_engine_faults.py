@@ -388,11 +388,11 @@ def test_a_process_that_hangs_beyond_help_ends_the_run(tmp_path, clips, monkeypa
 
     sample = ClipDataset._sample
     monkeypatch.setattr(ClipDataset, "_sample", hang)
-    trainer = make(tmp_path, clip_set(clips), recipe="clips", workers=1, data={"timeout": 0.2})
+    trainer = make(tmp_path, clip_set(clips), recipe="clips", workers=1, data={"timeout": 0.4})
     began = time.monotonic()
-    with pytest.raises(RunFault, match=rf"the loader hangs: no batch within 2\.4 s; .*{clips}/07\.mp4"):
+    with pytest.raises(RunFault, match=rf"the loader hangs: no batch within 4\.8 s; .*{clips}/07\.mp4"):
         fit(trainer)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 15
 
 
 # --------------------------------------------------------------------------------------------- numbers that are none
@@ -416,7 +416,7 @@ class Poisoned(ToyClips):
 
 def batch_with(trainer, epoch, index):
     """(number of the step, indices) of the batch that holds a sample in an epoch."""
-    order = trainer.sampler.order(epoch)
+    order = list(map(int, trainer.sampler.order(epoch)))
     place = order.index(index) // 4
     return epoch * len(trainer.sampler) + place + 1, order[4 * place : 4 * place + 4]
 
