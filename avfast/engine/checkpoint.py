@@ -79,7 +79,8 @@ def sync_folder(folder: Path) -> None:
     """Names on the disk: a rename must survive a power cut."""
     directory = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        with writing(folder):
+            os.fsync(directory)
     finally:
         os.close(directory)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avfast.data.outputs import writing
 from avfast.engine.checkpoint import (
     DamagedCheckpoint,
     check_checkpoint,
@@ -94,9 +95,10 @@ class Generations:
             try:
                 os.link(source, temporary)
             except OSError:  # no links on this file system
-                shutil.copyfile(source, temporary)
-                with open(temporary, "rb") as handle:
-                    os.fsync(handle.fileno())
+                with writing(target):
+                    shutil.copyfile(source, temporary)
+                    with open(temporary, "rb") as handle:
+                        os.fsync(handle.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)  # renaming a link to a link of the same file leaves both

@@ -82,7 +82,7 @@ class Journal:
     def sync(self) -> None:
         """What was written is on the disk: a checkpoint must not outlive the rows before it."""
         if self.path is not None:
-            with open(self.path, "rb") as handle:
+            with writing(self.path), open(self.path, "rb") as handle:
                 os.fsync(handle.fileno())
 
 

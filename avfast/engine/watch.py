@@ -67,7 +67,7 @@ def warning_line(name: str, text: str) -> str:
 def waiting_share(rows: list[dict[str, Any]]) -> float:
     """Share of the time of training rows that was spent waiting for data.
 
-    >>> waiting_share([{"data_s": 0.3, "compute_s": 0.1}])
+    >>> waiting_share([{"data_s": 0.75, "compute_s": 0.25}])
     0.75
     """
     data, compute = (sum(row[key] for row in rows) for key in ("data_s", "compute_s"))
