@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overrides = [*arguments.overrides, *rest]
         return run(arguments)
     except AvfastError as error:
-        print("error:", printable(error, keep="\n"), file=sys.stderr)
+        if said := _words_of(error):
+            print("error:", printable(said, keep="\n"), file=sys.stderr)
         return getattr(error, "code", 2)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -70,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = "" if error.filename is None else f": '{error.filename}'"
         print(f"error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
         return 3 if full else 2
+
+
+def _words_of(error: AvfastError) -> str | None:
+    """The message, or nothing where another of several processes prints it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return str(error)
+    from avfast.engine.processes import words_to_print
+
+    return words_to_print(error)
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

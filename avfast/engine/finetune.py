@@ -20,6 +20,7 @@ from avfast.engine.dead_channels import dead_channels
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.finetune_report import write_finetune_report
 from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.processes import is_main, main_first
 from avfast.engine.resume import finished, newest_of
 from avfast.engine.signals import interruptible
 from avfast.engine.sources import open_data
@@ -43,7 +44,8 @@ class Stage:
 
 
 def finetune(request: Request, *, say: Callable[[str], None] = print) -> Path | None:
-    """Run the stages that are not finished and write one report; its path, or None after a dry run.
+    """Run the stages that are not finished and write one report; its path, or None after a dry run and in all but the
+    main process.
 
     Args:
         request: as of ``avfast pretrain``; ``out`` gets a folder per stage. A word ``audio:KEY=VALUE`` (or ``video:``,
@@ -69,12 +71,14 @@ def _finetune(request: Request, say: Callable[[str], None]) -> Path | None:
     words = stage_words(request)
     for name in STAGES:  # a mistake in the last stage is found before the first one trains
         parse_config(request.recipe, _without_files(words[name]), preset=request.preset, file=request.config_file)
+    say = say if is_main() else lambda line: None
     began, left, spent, moved = time.monotonic(), 1.0, 0.0, False
     data = request.data
     clear_temporary(request.out, *(request.out / name for name in STAGES))
     if data in MADE and not request.dry_run:  # made once, for all stages
         method = get_method(request.recipe)
-        data = str(make_data(*made_folder(data, request.out, method(method.Config()).inputs), say))
+        with main_first(request.device):
+            data = str(make_data(*made_folder(data, request.out, method(method.Config()).inputs), say))
     for name in STAGES:
         stage = _stage(request, name, data, words[name], say)
         if moved and name == "joint" and (stage.request.out / "checkpoints").is_dir():
@@ -96,9 +100,13 @@ def _finetune(request: Request, say: Callable[[str], None]) -> Path | None:
         if request.dry_run:
             continue
         if name in ENCODERS:
-            hand_over(stage.request.out, name, data)
+            with main_first(request.device):
+                if is_main():
+                    hand_over(stage.request.out, name, data)
     if request.dry_run:
         say("the joint stage will start from the encoders and confidences of the other two")
+        return None
+    if not is_main():
         return None
     report = write_finetune_report(request.out, STAGES, data=data, seconds=time.monotonic() - began)
     say(f"report of all stages: '{report}'")

@@ -28,6 +28,7 @@ from avfast.engine.interval import Interval, combined, mean_over_processes, time
 from avfast.engine.journal import Journal
 from avfast.engine.memory import memory_row
 from avfast.engine.parallel import parallel_method
+from avfast.engine.processes import wait_for_all
 from avfast.engine.progress import Progress
 from avfast.engine.resume import changes_since, refuse_changes
 from avfast.engine.signals import Budget, StopRequest
@@ -113,6 +114,7 @@ class Trainer:
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.looked, self.best_step, self.best_loss = 0, 0, 0, math.inf
         self.errors: dict[str, int] = {}
+        self._stop: StopRequest | None = None
         self.grad_norm: torch.Tensor | None = None
         self.interval = Interval()
         self.remarks: list[str] = []
@@ -138,6 +140,7 @@ class Trainer:
         """Train until the last step, a signal or the end of the budget; the state on disk is complete
         afterwards."""
         budget.start()
+        self._stop = stop
         if self.step == 0 and self.accelerator.is_main_process:
             self.generations.clear()  # of a run that this one replaces
         quiet = not self.accelerator.is_main_process
@@ -396,7 +399,7 @@ class Trainer:
             if not self.best_step:
                 self.generations.path("best").unlink(missing_ok=True)  # of a future that this run has left
         self._unsaved = self._best_unsaved = False
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self._stop)
 
     def _restore(self, state: dict[str, Any], path: Path, *, force: bool) -> None:
         if state["kind"] != self.kind:

@@ -22,6 +22,7 @@ from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import FOLDERS, MADE, made_folder, make_data
 from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
+from avfast.engine.processes import main_first, patience, together, wait_for_all
 from avfast.engine.report import RunSummary, Section, headline, write_report
 from avfast.engine.resume import checkpoint_to_continue, control_to_continue
 from avfast.engine.signals import Budget, Interrupted, StopRequest, exit_code, interruptible
@@ -105,7 +106,8 @@ def _pretrain(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     with ExitStack() as stack:
-        with accelerator.main_process_first():  # demo clips and file hashes are written once
+        stack.enter_context(together())
+        with main_first(request.device):  # demo clips and file hashes are written once
             method = build_method(config)
             job = Job(request, config, accelerator, tell, method, _data_folder(request, method, stack, tell))
         plan_lines = job.plan()
@@ -199,7 +201,7 @@ class Job:
                 )
                 control = self._train(wrong, out / "control", again, stop, Budget(None), trained.step, "control")
             if not self.accelerator.is_main_process:
-                self.accelerator.wait_for_everyone()
+                wait_for_all(stop)
                 return None
             try:
                 stop.at_once()
@@ -210,7 +212,7 @@ class Job:
                     f"{name} in the evaluation: the training is saved in '{last}'; evaluate with --resume auto",
                     exit_code(name),
                 ) from None
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         for line in headline(summary.scores):
             self.tell(line)
         return summary
@@ -254,7 +256,11 @@ class Job:
         for line in trainer.remarks:
             self.tell(f"{kind}: {line}")
         try:
-            result = trainer.fit(stop, budget)
+            with (
+                together(lambda: f"in step {trainer.step + 1}; continue with --resume auto"),
+                patience(self.config.run.timeout),
+            ):
+                result = trainer.fit(stop, budget)
         except KeyboardInterrupt:
             last = trainer.generations.present().get("last")
             kept = f"the last saved state is in '{last}'; continue with --resume auto" if last else "nothing was saved"

@@ -26,9 +26,9 @@ from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.export import export_modules
 from avfast.engine.generations import Generations
 from avfast.engine.pretrain import Request, pretrain
+from avfast.engine.processes import is_main, main_first
 from avfast.engine.resume import finished, newest_of
 from avfast.engine.scene.frames import extract_frames
-from avfast.engine.scene.processes import is_main, main_first
 from avfast.engine.scene.targets import scene_targets
 from avfast.engine.signals import interruptible
 from avfast.engine.sources import DataBundle, open_data
