@@ -17,7 +17,7 @@ import importlib
 from types import ModuleType
 
 #: name -> module. Kept in the order in which they run and reports show them.
-CHECKS: dict[str, str] = {"fuzz_media": "fuzz_media"}
+CHECKS: dict[str, str] = {"fuzz_media": "fuzz_media", "folder": "folder"}
 
 
 def load(name: str) -> ModuleType:
