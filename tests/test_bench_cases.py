@@ -106,6 +106,26 @@ def test_the_correlation_loader_gives_all_images(tmp_path, monkeypatch, capsys):
     assert said.startswith(f"{results['images_per_s'][0]:.0f} images/s (median of 1 rounds, ")
 
 
+def test_the_clip_loader_reads_the_same_clips_in_every_way(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("av", reason="reading media needs PyAV")
+    from avfast.benches import clip_loader, loader_opponents
+
+    monkeypatch.setattr(clip_loader, "RESULTS", tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        assert clip_loader.main(["--clips", "16", "--batch", "8", "--workers", "0,1", "--rounds", "1", "--record"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    (recorded,) = tmp_path.iterdir()
+    results = clip_loader.load(recorded)
+    names = ["avfast, folder", "avfast, shards", "PyAV per frame"]
+    names += [] if loader_opponents.torchcodec_missing() else ["torchcodec"]
+    assert [(row["name"], row["workers"]) for row in results["rates"]] == [(n, w) for w in (0, 1) for n in names]
+    assert results["levels_from_avfast"]["avfast, shards"] == 0.0
+    assert ("torchcodec" in results["missing"]) == ("torchcodec" not in names) == ("not measured: torchcodec" in said)
+
+
 def test_blending_holds_a_third_of_the_memory():
     chosen = bench_blended_batch_norm.case("resnet18.layer4")
     layer = chosen.inputs()
