@@ -84,11 +84,21 @@ def refuse_escapes(source: Path, rows: list[dict[str, Any]]) -> None:
         DataError: a path is absolute or has a part ``..``, in the writing of this system or of Windows.
     """
     for name in (row[key] for row in rows for key in ("path", "mask") if row.get(key)):
-        if name.startswith("/") or ".." in name or "\\" in name or ":" in name:
-            if any(p.is_absolute() or ".." in p.parts for p in (PurePosixPath(name), PureWindowsPath(name))):
-                raise DataError(
-                    f"{source}: the path '{shown(name)}' leaves the folder of the list; allow_outside=True permits that"
-                )
+        if leaves(name):
+            raise DataError(
+                f"{source}: the path '{shown(name)}' leaves the folder of the list; allow_outside=True permits that"
+            )
+
+
+def leaves(name: str) -> bool:
+    """Whether a name is absolute or has a part ``..``, in the writing of this system or of Windows.
+
+    >>> leaves("a/b.mp4"), leaves("../a.mp4"), leaves("C:\\\\a.mp4")
+    (False, True, True)
+    """
+    if not (name.startswith("/") or ".." in name or "\\" in name or ":" in name):
+        return False
+    return any(path.is_absolute() or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
 
 
 def shown(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from avfast.data.identity import ID_BYTES, region_digest
 from avfast.data.index_files import load_index
+from avfast.data.lists import shown
 from avfast.data.records import Texts
 from avfast.data.tar import DamagedTar, HostileTar, TarMember, tar_members
 from avfast.errors import DataError
@@ -59,7 +60,7 @@ def index_shard(shard: Path, extensions: tuple[str, ...]) -> dict[str, np.ndarra
                 if not stem:
                     continue
                 if ending in samples.setdefault(stem, {}):
-                    raise HostileTar(f"holds {member.name!r} twice")
+                    raise HostileTar(f"holds '{shown(member.name)}' twice")
                 samples[stem][ending] = member
         except DamagedTar as error:
             damage = str(error)
@@ -68,7 +69,9 @@ def index_shard(shard: Path, extensions: tuple[str, ...]) -> dict[str, np.ndarra
             for files in samples.values():
                 media = [f for e, f in files.items() if "." + e.rpartition(".")[2] in extensions and e[:5] != "mask."]
                 if len(media) > 1:
-                    raise HostileTar(f"holds two clips or pictures of one stem: {media[0].name!r}, {media[1].name!r}")
+                    raise HostileTar(
+                        f"holds two clips or pictures of one stem: '{shown(media[0].name)}', '{shown(media[1].name)}'"
+                    )
                 lacking += not media
                 rows += [_row(handle, shard, file, files) for file in media]
         finally:
@@ -108,7 +111,7 @@ def _facts(handle: int, shard: Path, files: dict[str, TarMember]) -> dict[str, A
     try:
         facts = json.loads(_read(handle, shard, file))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shard}/{file.name}: cannot be read as JSON ({error})") from error
+        raise DataError(f"{shard}/{shown(file.name)}: cannot be read as JSON ({error})") from error
     if not isinstance(facts, dict):
         return found
     for key in ("label", "split"):
@@ -118,18 +121,18 @@ def _facts(handle: int, shard: Path, files: dict[str, TarMember]) -> dict[str, A
     found["split"] = SPLIT_NAMES.get(found["split"].lower(), found["split"])
     if (duration := facts.get("duration")) is not None:
         if not isinstance(duration, (int, float)) or not 0 < duration < float("inf"):
-            raise DataError(f"{shard}/{file.name}: duration: expected seconds, got {duration!r}")
+            raise DataError(f"{shard}/{shown(file.name)}: duration: expected seconds, got {duration!r}")
         found["duration"] = float(duration)
     return found
 
 
 def _read(handle: int, shard: Path, file: TarMember) -> str:
     if file.size > FACTS:
-        raise DataError(f"{shard}/{file.name}: has {file.size:,} bytes; expected at most {FACTS:,}")
+        raise DataError(f"{shard}/{shown(file.name)}: has {file.size:,} bytes; expected at most {FACTS:,}")
     try:
         return os.pread(handle, file.size, file.offset).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{shard}/{file.name}: is no text ({error})") from error
+        raise DataError(f"{shard}/{shown(file.name)}: is no text ({error})") from error
 
 
 def _arrays(rows: list[tuple]) -> dict[str, np.ndarray]:

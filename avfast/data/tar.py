@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from avfast.data.lists import leaves, shown
+
 BLOCK = 512
 EXTRA = 1 << 16  # bytes of a long name or of pax records; nothing honest needs more
 KINDS = {
@@ -71,15 +73,15 @@ def tar_members(path: Path) -> Iterator[TarMember]:
                 place = start + (size + BLOCK - 1) // BLOCK * BLOCK
             extra = {}
             if kind in KINDS:
-                raise HostileTar(f"holds {KINDS[kind]}: {name!r}")
+                raise HostileTar(f"holds {KINDS[kind]}: '{shown(name)}'")
             if kind not in (b"0", b"\0", b"7", b"5"):
-                raise HostileTar(f"holds a member of the unknown type {kind!r}: {name!r}")
-            if name.startswith("/") or ".." in name.split("/"):
-                raise HostileTar(f"holds the name {name!r}, which leaves the archive")
+                raise HostileTar(f"holds a member of the unknown type {kind!r}: '{shown(name)}'")
+            if leaves(name):
+                raise HostileTar(f"holds the name '{shown(name)}', which leaves the archive")
             if kind == b"5" or name.endswith("/"):
                 continue
             if start + size > end:
-                raise DamagedTar(f"holds {name!r} of {size} bytes from byte {start} on, and ends at byte {end}")
+                raise DamagedTar(f"holds '{shown(name)}' of {size} bytes from byte {start} on, and ends at byte {end}")
             yield TarMember(name.removeprefix("./"), start, size)
 
 
