@@ -130,6 +130,17 @@ def test_a_disk_that_hangs_is_not_blamed_on_the_clips():
     gate.set()
 
 
+def test_the_thread_of_a_limit_ends_with_it():
+    before = threading.active_count()
+    limits = [TimeLimit(30) for _ in range(5)]
+    assert [limit.run("x", int, "7") for limit in limits] == 5 * [7] and threading.active_count() == before + 5
+    del limits
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
 def test_the_limit_passes_on_what_happens():
     limit = TimeLimit(30)
     assert limit.run("x", divmod, 7, 2) == (3, 1)

@@ -65,7 +65,7 @@ def test_interrupted_and_continued_equals_uninterrupted_bit_for_bit(tmp_path, wo
         assert torch.equal(p["exp_avg_sq"], q["exp_avg_sq"])
     rows = [comparable(read_rows(tmp_path / n / "metrics.jsonl")) for n in "ab"]
     assert rows[0] == rows[1] and len([r for r in rows[0] if r["kind"] == "val"]) == 3
-    assert first.journal.rows[-1]["partial"] and first.journal.rows[-1]["step"] == 7, "said where it stopped"
+    assert result.rows[-1]["partial"] and result.rows[-1]["step"] == 7, "said where it stopped"
 
 
 def test_loss_goes_down_and_the_best_validation_is_kept(tmp_path):

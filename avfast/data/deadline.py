@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class TimeLimit:
         if self._asked is None:
             self._asked = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(self._asked,), name="avfast-read", daemon=True).start()
+            weakref.finalize(self, self._asked.put, None)  # the thread ends with its owner
         call = _Call(function, arguments)
         self._asked.put(call)
         if not call.done.wait(self.seconds):

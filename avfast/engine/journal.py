@@ -53,7 +53,7 @@ class Journal:
     """Append-only log of a run.
 
     Args:
-        path: the file; None keeps rows in memory only (other ranks).
+        path: the file; None keeps nothing (other ranks).
         resume_step: rows of later steps are dropped, since they are about to be computed again; so are those that are
             marked ``partial``: an interruption cut their interval short, and it goes on now.
         board: gets every row too.
@@ -61,23 +61,25 @@ class Journal:
 
     def __init__(self, path: Path | None, *, resume_step: int | None = None, board: Board | None = None) -> None:
         self.path, self.board = path, board
-        self.rows: list[dict[str, Any]] = []
         if path is None:
             return
-        if resume_step is not None and path.is_file():
-            rows = [row for row in read_rows(path) if row["step"] <= resume_step]
-            self.rows = [row for row in rows if not row.get("partial")]
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        rows = read_rows(path) if resume_step is not None and path.is_file() else []
+        rows = [row for row in rows if row["step"] <= resume_step and not row.get("partial")]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, kind: str, *, step: int, **values: Any) -> dict[str, Any]:
         row = {"kind": kind, "step": step, "time": int(time.time()), **{k: _plain(v) for k, v in values.items()}}
-        self.rows.append(row)
         if self.path is not None:
             _append(self.path, (json.dumps(row, allow_nan=False) + "\n").encode())
         if self.board is not None:
             self.board.row(row)
         return row
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, read from the file: kept in memory, those of a run of weeks would fill it."""
+        return [] if self.path is None else read_rows(self.path)
 
     def sync(self) -> None:
         """What was written is on the disk: a checkpoint must not outlive the rows before it."""

@@ -17,7 +17,11 @@ import importlib
 from types import ModuleType
 
 #: name -> module. Kept in the order in which they run and reports show them.
-CHECKS: dict[str, str] = {"fuzz_media": "fuzz_media", "folder": "folder"}
+CHECKS: dict[str, str] = {
+    "steps": "steps",
+    "fuzz_media": "fuzz_media",
+    "folder": "folder",
+}
 
 
 def load(name: str) -> ModuleType:
