@@ -39,6 +39,7 @@ SOURCES = {".cpp", ".h", ".inl", ".cu", ".cuh"}
 SANITIZED_FLAGS = (
     " -O1 -g1 -fno-omit-frame-pointer -fsanitize-recover=undefined,float-cast-overflow -DAVFAST_UP_TO_AVX2"
 )
+SHARED = ("dispatch", "tables")  # of kernels/isa: compiled once, not per family
 HOW_TO = "install torch first, then: pip install --no-build-isolation -e ."
 
 
@@ -187,7 +188,15 @@ def compile_all(folder: Path) -> tuple[Path, Path]:
         ]
 
     apart = {"introspect", "native", "register_cuda"}
-    kernels = objects("kernels/isa/*.cpp")
+    # One object for each instruction set and family, so that a changed kernel recompiles its own family only.
+    families = sorted(path.parent for path in (ROOT / "kernels").glob("*/bodies.inl"))
+    sets = [source for source in sorted((ROOT / "kernels/isa").glob("*.cpp")) if source.stem not in SHARED]
+    kernels = [ninja.edge("cxx", folder / f"isa_{stem}.o", [ROOT / f"kernels/isa/{stem}.cpp"]) for stem in SHARED]
+    kernels += [
+        ninja.edge("cxx", folder / f"{source.stem}_{family.name}.o", [source], includes=f"-I{family}")
+        for family in families
+        for source in sets
+    ]
     bindings = [
         ninja.edge("cxx", folder / f"csrc_{source.stem}.o", [source], includes=api)
         for source in sorted((ROOT / "csrc").glob("*.cpp"))

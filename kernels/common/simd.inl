@@ -34,6 +34,8 @@ struct Accumulate<double> {
 template <typename T>
 using Acc = typename Accumulate<T>::type;
 
+inline int64_t whole_vectors(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
+
 template <typename A>
 inline V<A> splat(A value) {
   return value - V<A>{};  // value + V<A>{} would turn -0 into +0

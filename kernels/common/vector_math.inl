@@ -1,5 +1,7 @@
 // exp, log1p and sqrt on vectors. Included after simd.inl, once per instruction set.
 
+constexpr double natural_log_of_2 = 0.69314718055994530942, log2_of_e = 1.4426950408889634074;
+
 // Rounds to the nearest integer by adding and subtracting 1.5 * 2^(mantissa bits); `bits` keeps the integer in its low end.
 template <typename A>
 constexpr A rounding_constant = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);

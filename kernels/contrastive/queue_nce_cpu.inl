@@ -1,7 +1,5 @@
 // Loss of each query against its positive and a queue of negatives, and the gradient of the query, in one read of the queue.
 
-constexpr double natural_log_of_2 = 0.69314718055994530942, log2_of_e = 1.4426950408889634074;
-
 // What is kept of a panel's softmax over some keys: sum_j 2^(t_j - shift), the same sum weighted by the keys, and the shift.
 template <typename A>
 struct SoftmaxPart {

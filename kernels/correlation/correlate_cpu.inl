@@ -29,11 +29,11 @@ struct CorrelateForward {
         sum += x;
         store<A>(s + j * columns, x);
       }
-      const V<A> one_over = splat<A>(A(1)) / sum, log_sum = top * splat<A>(A(log_of_2)) + log_above_one<A>(sum);
+      const V<A> one_over = splat<A>(A(1)) / sum, log_sum = top * splat<A>(A(natural_log_of_2)) + log_above_one<A>(sum);
       for (int64_t j = 0; j < count; ++j) store<A>(s + j * columns, load<A>(s + j * columns) * one_over);
       if (p < live) store_up_to(lse + p, log_sum, live - p);
       if (in.map == CorrelateArgs::lse) add(rows.data + p, log_sum);
-      if (in.map == CorrelateArgs::max) add(rows.data + p, top * splat<A>(A(log_of_2)) + (sum - sum));
+      if (in.map == CorrelateArgs::max) add(rows.data + p, top * splat<A>(A(natural_log_of_2)) + (sum - sum));
       if (in.map == CorrelateArgs::mean_prob)
         for (int64_t j = 0; j < count; ++j) add(probabilities.data + j * panel + p, load<A>(s + j * columns));
     }

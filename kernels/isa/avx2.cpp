@@ -17,12 +17,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #define AVFAST_VECTOR_BYTES 32
 namespace avfast::isa_avx2 {
-#include "bodies.inl"
+#include "shared.inl"
+
+#include <bodies.inl>  // of one family: its folder is on the include path
 }
-const avfast::KernelTable& avfast::avx2_table() {
-  static const KernelTable table = isa_avx2::make_table("avx2");
-  return table;
-}
-#else
-const avfast::KernelTable& avfast::avx2_table() { return base_table(); }
 #endif

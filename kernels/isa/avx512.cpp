@@ -17,12 +17,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #define AVFAST_VECTOR_BYTES 64
 namespace avfast::isa_avx512 {
-#include "bodies.inl"
+#include "shared.inl"
+
+#include <bodies.inl>  // of one family: its folder is on the include path
 }
-const avfast::KernelTable& avfast::avx512_table() {
-  static const KernelTable table = isa_avx512::make_table("avx512");
-  return table;
-}
-#else
-const avfast::KernelTable& avfast::avx512_table() { return base_table(); }
 #endif

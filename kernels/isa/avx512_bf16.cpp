@@ -18,12 +18,8 @@
 #define AVFAST_BF16_DOT 1
 #define AVFAST_VECTOR_BYTES 64
 namespace avfast::isa_avx512_bf16 {
-#include "bodies.inl"
+#include "shared.inl"
+
+#include <bodies.inl>  // of one family: its folder is on the include path
 }
-const avfast::KernelTable& avfast::avx512_bf16_table() {
-  static const KernelTable table = isa_avx512_bf16::make_table("avx512_bf16");
-  return table;
-}
-#else
-const avfast::KernelTable& avfast::avx512_bf16_table() { return base_table(); }
 #endif

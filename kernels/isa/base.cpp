@@ -14,9 +14,7 @@
 
 #define AVFAST_VECTOR_BYTES 16
 namespace avfast::isa_base {
-#include "bodies.inl"
-}
-const avfast::KernelTable& avfast::base_table() {
-  static const KernelTable table = isa_base::make_table("base");
-  return table;
+#include "shared.inl"
+
+#include <bodies.inl>  // of one family: its folder is on the include path
 }
