@@ -28,6 +28,7 @@ from .ops.sample_exemplars import Exemplars, sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
 from .ops.upsample_cross_entropy import upsample_cross_entropy
+from .ops.yuv_to_rgb import yuv_to_rgb
 
 __version__ = "0.1.0"
 
@@ -92,4 +93,5 @@ __all__ = [
     "upsample_cross_entropy",
     "use_backend",
     "watch_channels",
+    "yuv_to_rgb",
 ]

@@ -26,6 +26,7 @@ from .ops.sample_exemplars import sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
 from .ops.sup_con import sup_con
 from .ops.upsample_cross_entropy import upsample_cross_entropy
+from .ops.yuv_to_rgb import yuv_to_rgb
 
 __all__ = [
     "blended_batch_norm",
@@ -48,4 +49,5 @@ __all__ = [
     "sigmoid_contrastive",
     "sup_con",
     "upsample_cross_entropy",
+    "yuv_to_rgb",
 ]

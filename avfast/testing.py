@@ -29,6 +29,7 @@ from .reference import (
     match,
     patch_mask,
     queue,
+    yuv,
 )
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
@@ -401,6 +402,31 @@ def _make_upsample_gradient(shape, dtype, generator):
     return grad, logits, target, *rest
 
 
+def _make_yuv(shape, dtype, generator):
+    """Frames as high as the channels and as wide as the rest, at most 200; colours halved along one axis or both.
+    Larger and smaller outputs of a part of the picture, looked up in the dtype."""
+    h, w = shape[1], min(math.prod(shape[2:]), 200)
+    frames = min(shape[0], 3) if h and w else 0
+    ch, cw = (h + 1) // 2 if h % 3 else h, (w + 1) // 2 if w % 3 else w
+    y, u, v = (
+        list(torch.randint(0, 256, (frames, *side), dtype=torch.uint8, generator=generator).unbind())
+        for side in ((h, w), (ch, cw), (ch, cw))
+    )
+    box = [h << 14, 0, h << 16, (w << 16) - (w << 13)] if frames else [0, 0, 1, 1]
+    table = torch.randn(3, 256, dtype=torch.float64, generator=generator).to(dtype)
+    return (
+        y,
+        u,
+        v,
+        box,
+        2 * h // 3 + 1,
+        1 + w // (1 + w % 3),
+        bool(h % 2),
+        [16, 9539, 13075, -3209, -6660, 16525],
+        table,
+    )
+
+
 def autocast(function: Callable, position: int = 0) -> Callable[..., tuple[Tensor, ...]]:
     """A reference as people run it in half precision: under autocast, by the type of its ``position``-th argument."""
 
@@ -591,6 +617,14 @@ CASES = (
         FORWARD_FACTOR,
     ),
     Case(
+        "yuv_to_rgb",
+        "yuv_to_rgb",
+        _make_yuv,
+        lambda *a: (yuv.yuv_to_rgb(*a),),
+        lambda *a: (yuv.yuv_to_rgb(*a),),
+        FORWARD_FACTOR,
+    ),
+    Case(
         "box_bce_fwd",
         "rotated_box_bce",
         _make_box_loss,
@@ -706,7 +740,7 @@ def check(device: str = "cpu", seed: int = 0) -> Iterator[CheckRow]:
 
 def _to(a: object, device: str) -> object:
     if isinstance(a, list):
-        return [x.to(device) for x in a]
+        return [_to(x, device) for x in a]
     return a.to(device) if isinstance(a, Tensor) else a
 
 

@@ -80,6 +80,10 @@ Tensors4 concat_linear_bwd(
 
 Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool antialias);
 
+Tensor yuv_to_rgb(
+    std::vector<Tensor> y, std::vector<Tensor> u, std::vector<Tensor> v, std::vector<int64_t> box, int64_t height, int64_t width,
+    bool centred, std::vector<int64_t> matrix, Tensor table);
+
 Tensors2 box_bce_fwd(
     Tensor logits, std::optional<Tensor> boxes, std::optional<Tensor> mask, int64_t height, int64_t width, double source_size,
     bool align_corners, double shrink, bool need_grad);
@@ -125,4 +129,5 @@ Tensor upsample_ce_bwd(
   m.impl("masked_fusion_bwd", TORCH_BOX(&avfast::masked_fusion_bwd));     \
   m.impl("concat_linear_fwd", TORCH_BOX(&avfast::concat_linear_fwd));     \
   m.impl("concat_linear_bwd", TORCH_BOX(&avfast::concat_linear_bwd));     \
-  m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop))
+  m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop));             \
+  m.impl("yuv_to_rgb", TORCH_BOX(&avfast::yuv_to_rgb))

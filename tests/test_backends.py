@@ -41,6 +41,7 @@ CALLS = {
     )[1],
     "sigmoid_contrastive": lambda: torch.ops.avfast.sigmoid_nce_fwd(X[0], X[1], *ONE, *ONE, 0, True),
     "sup_con": lambda: torch.ops.avfast.self_nce_fwd(X[0], *ONE, torch.tensor([0, 1, 0]), True)[0],
+    "yuv_to_rgb": lambda: avfast.yuv_to_rgb(*torch.ones(3, 2, 5, 5, dtype=torch.uint8), size=4, dtype=torch.float32),
     "upsample_cross_entropy": lambda: avfast.upsample_cross_entropy(
         X[None, :], MATCH[None], align_corners=True, reduction="none"
     ),

@@ -10,6 +10,7 @@ namespace avfast {
   void fill_contrastive(KernelTable& table);   \
   void fill_correlation(KernelTable& table);   \
   void fill_fusion(KernelTable& table);        \
+  void fill_pictures(KernelTable& table);      \
   inline KernelTable filled(const char* name) {\
     KernelTable table{name};                   \
     fill_common(table);                        \
@@ -17,6 +18,7 @@ namespace avfast {
     fill_contrastive(table);                   \
     fill_correlation(table);                   \
     fill_fusion(table);                        \
+    fill_pictures(table);                      \
     return table;                              \
   }                                            \
   }
