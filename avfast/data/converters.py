@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from avfast.data.limits import Refused, check_bytes, check_peak, check_pixels
+from avfast.data.limits import Refused, check_bytes, check_peak
+from avfast.data.rgb import RgbConverter
 from avfast.errors import MissingDependency
 
 
@@ -23,25 +25,26 @@ def require_av() -> ModuleType:
 
 
 class PictureSink:
-    """Keeps the frames on screen at the target times (all frames if there are none), as ``[H, W, 3]``.
+    """Keeps the frames on screen at the target times (all frames if there are none), as ``[3, H, W]``.
 
-    Converting to RGB costs more than decoding: one reformatter does colour and size together, for kept frames
-    only.
+    Converting to RGB can cost as much as decoding: colour, crop and size are one step, for kept frames only.
     """
 
-    def __init__(self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None):
+    def __init__(
+        self, av: ModuleType, size: int | tuple[int, int], crop: str, targets: Sequence[float] | None, codec: str = ""
+    ):
         if crop not in ("center", "squash"):
             raise ValueError(f"avfast.data.read_clip: crop: expected 'center' or 'squash', got {crop!r}")
         self.height, self.width = (size, size) if isinstance(size, int) else size
-        self.crop, self.targets = crop, None if targets is None else list(targets)
-        self.images: list[np.ndarray] = []
+        self.targets = None if targets is None else list(targets)
         self.times: list[float] = []
         self.end, self.done = 0.0, False
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._converter = RgbConverter(av, (self.height, self.width), crop, codec)
         self._held: tuple[Any, float] | None = None
 
     def add(self, frame: Any, time: float) -> None:
-        length = float(frame.duration * frame.time_base) if frame.duration else 0.0
+        unit = frame.time_base
+        length = frame.duration * unit.numerator / unit.denominator if frame.duration else 0.0
         if not length and self._held:
             length = time - self._held[1]  # containers without frame durations: as long as the frame before
         self.end = max(self.end, time + length)
@@ -60,24 +63,14 @@ class PictureSink:
 
     @property
     def bytes(self) -> int:
-        return 3 * self.height * self.width * len(self.images)
+        return 3 * self.height * self.width * len(self.times)
+
+    def pictures(self) -> Tensor:
+        """uint8 ``[F, 3, H, W]``, at :attr:`times`."""
+        return self._converter.pictures()
 
     def _keep(self, frame: Any, time: float) -> None:
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        rows, columns = self.height, self.width
-        if self.crop == "center":
-            scale = max(rows / height, columns / width)
-            rows, columns = max(round(height * scale), rows), max(round(width * scale), columns)
-            # A picture of 2 x 16384 is small, and as high as a clip it is not.
-            check_pixels(columns, rows, f"shows pictures of {frame.width} x {frame.height}, at the wanted size")
-        stored = (columns, rows) if turns % 2 else (rows, columns)
-        rgb = self._reformatter.reformat(
-            frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA"
-        ).to_ndarray()
-        rgb = np.rot90(rgb, turns)
-        top, left = (rows - self.height) // 2, (columns - self.width) // 2
-        self.images.append(rgb[top : top + self.height, left : left + self.width])
+        self._converter.add(frame)
         self.times.append(time)
 
 
@@ -125,7 +118,8 @@ class SoundSink:
     def _place(self, frames: list[Any]) -> None:
         for frame in frames:
             # The mean of the channels stays in [-1, 1]; FFmpeg's own mix to mono weighs them by 0.71.
-            block = frame.to_ndarray().reshape(frame.samples, -1).mean(1)
+            channels = frame.to_ndarray().reshape(frame.samples, -1)
+            block = channels[:, 0] if channels.shape[1] == 1 else channels.mean(1)
             self.blocks.append(block)
             self._count += len(block)
 

@@ -337,7 +337,8 @@ class MediaFile:
         self._container.seek(int(max(seconds + self.origin, 0.0) * self._av.time_base))
 
     def _decode(self, size: Any, sample_rate: int, crop: str, window: Any, wanted: tuple[bool, bool]) -> Decoded | None:
-        pictures = PictureSink(self._av, size, crop, window[2] if window else None)
+        codec = self.video.codec_context.name if self.video else ""
+        pictures = PictureSink(self._av, size, crop, window[2] if window else None, codec)
         sound = SoundSink(self._av, sample_rate, window[0] + window[1] if window else math.inf)
         pairs = [(s, sink) for s, sink, w in zip((self.video, self.audio), (pictures, sound), wanted, strict=True) if w]
         sinks: dict[int, PictureSink | SoundSink] = {stream.index: sink for stream, sink in pairs}
@@ -351,15 +352,12 @@ class MediaFile:
             elif all(sink.done for sink in sinks.values()):
                 break
         sound.flush()
-        if (wanted[0] and not pictures.images) or (wanted[1] and not sound.blocks):
+        if (wanted[0] and not pictures.times) or (wanted[1] and not sound.blocks):
             return None
-        shown = (
-            np.stack(pictures.images) if pictures.images else np.empty((0, pictures.height, pictures.width, 3), "u1")
-        )
         heard = sound.join() if wanted[1] else np.empty(0, np.float32)
         return Decoded(
             path=self.path,
-            frames=torch.from_numpy(shown).permute(0, 3, 1, 2).contiguous(),
+            frames=pictures.pictures(),
             times=tuple(pictures.times),
             video_end=pictures.end if wanted[0] else self._end(self.video) or math.inf,
             waveform=torch.from_numpy(heard),
