@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avfast import _library
-from avfast.ops.yuv_to_rgb import LONGEST, convert, prepare
+from avfast.ops.yuv_to_rgb import LONGEST, convert, is_compiled, prepare
 
 # Formats of three planes of bytes -> whether these run from 0 to 255.
 PLANAR = {f"yuv{j}{kind}p": j == "j" for j in ("", "j") for kind in ("420", "422", "444")}
@@ -91,8 +90,8 @@ class RgbConverter:
     def _plan(self, name: str, height: int, width: int, rotation: int, space: int, span: int) -> None:
         cut = self._cut = plan_cut((height, width), round(rotation / 90) % 4, self.size, self.crop)
         self._options = None
-        if not _library.has_kernel("yuv_to_rgb", "cpu"):
-            return  # the op in plain PyTorch is slower than FFmpeg
+        if not is_compiled():
+            return  # in plain PyTorch it is slower than FFmpeg
         if name not in PLANAR or space not in MATRICES or max(height, width, *cut.stored) > LONGEST:
             return
         down, across = height / cut.stored[0], width / cut.stored[1]

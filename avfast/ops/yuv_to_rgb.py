@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _library
 from ..reference import yuv as reference
 from . import _check, _registry
 
@@ -120,6 +121,11 @@ def prepare(
     box = _box(name, crop_box, height, width)
     numbers = _numbers(matrix, bool(full_range))
     return box, rows, columns, siting == "center", numbers, _table(name, mean, std, dtype)
+
+
+def is_compiled() -> bool:
+    """Whether this machine has the op as a kernel, not as plain PyTorch alone."""
+    return _library.has_kernel("yuv_to_rgb", "cpu")
 
 
 def _planes(name: str, argument: str, given: Tensor | Sequence[Tensor]) -> list[Tensor]:
