@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avfast.data.limits import check_pixels
 from avfast.ops.yuv_to_rgb import LONGEST, convert, is_compiled, prepare
 
 # Formats of three planes of bytes -> whether these run from 0 to 255.
@@ -89,6 +90,9 @@ class RgbConverter:
 
     def _plan(self, name: str, height: int, width: int, rotation: int, space: int, span: int) -> None:
         cut = self._cut = plan_cut((height, width), round(rotation / 90) % 4, self.size, self.crop)
+        if self.crop == "center":
+            # A picture of 2 x 16384 is small, and as high as a clip it is not.
+            check_pixels(*cut.stored[::-1], f"shows pictures of {width} x {height}, at the wanted size")
         self._options = None
         if not is_compiled():
             return  # in plain PyTorch it is slower than FFmpeg
