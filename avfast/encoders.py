@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from avfast.errors import ConfigError, MissingDependency
+from avfast.errors import ConfigError, MissingDependency, first_line
 from avfast.nn.encoder import Encoder
 from avfast.vit import VIT_PRESETS, build_vit, load_vit
 
@@ -98,9 +98,9 @@ def _transformers() -> tuple[type, type]:
 def _from_folder(folder: Path, *, in_channels: int) -> Encoder:
     _, model_class = _transformers()
     try:
-        model = model_class.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"encoder folder '{folder}' cannot be read: {str(error).splitlines()[0]}") from error
+        model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # a torn file makes each library raise types of its own
+        raise ConfigError(f"encoder folder '{folder}' cannot be read: {first_line(error)}") from error
     if model.config.num_channels != in_channels:
         _adapt_stem(model, in_channels, folder)
     return Encoder(model, model.config.hidden_sizes[-1], pretrained=True)

@@ -14,6 +14,15 @@ class AvfastError(Exception):
     """Base of all errors that describe something the user can change."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing.
+
+    >>> first_line(ValueError("two\\nlines")), first_line(KeyError())
+    ('two', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class BackendError(AvfastError, RuntimeError):
     """A backend was asked for by name and cannot run; the message is the reason."""
 

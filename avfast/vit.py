@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avfast.errors import ConfigError, MissingDependency
+from avfast.errors import ConfigError, MissingDependency, first_line
 from avfast.nn.encoder import Encoder
 from avfast.nn.positions import resize_positions, sin_cos_positions
 
@@ -128,9 +128,11 @@ def load_vit(folder: Path, *, in_channels: int) -> VitEncoder:
     """
     _, model_class = _transformers()
     try:
-        model = model_class.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"encoder folder '{folder}' cannot be read: {str(error).splitlines()[0]}") from error
+        model = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
+        )
+    except Exception as error:  # a torn file makes each library raise types of its own
+        raise ConfigError(f"encoder folder '{folder}' cannot be read: {first_line(error)}") from error
     if model.config.num_channels != in_channels:
         have = model.config.num_channels
         raise ConfigError(f"encoder folder '{folder}' reads {have} input channels, {in_channels} are needed")

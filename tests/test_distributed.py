@@ -41,7 +41,7 @@ def both(tmp_path_factory):
             process.wait()
     logs = "\n".join((folder / f"log{rank}").read_text() for rank in range(child.WORLD))
     assert codes == [0] * child.WORLD, logs
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(child.WORLD)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(child.WORLD)]
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def worker(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("densecl")
     mp.spawn(worker, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
 # ------------------------------------------------------------------------------------------- in one
