@@ -19,6 +19,11 @@ def floating(op: str, argument: str, x: object) -> None:
         fail(op, argument, "a tensor", type(x).__name__, TypeError)
     if x.dtype not in FLOATS:
         fail(op, argument, "a floating-point tensor", x.dtype, TypeError)
+    strided(op, argument, x)
+
+
+def strided(op: str, argument: str, x: Tensor) -> None:
+    """A tensor that is not sparse."""
     if x.layout is not torch.strided:
         fail(op, argument, "a strided tensor", x.layout, TypeError)
 
@@ -68,7 +73,7 @@ def are_vectors(parameters: tuple[Tensor, ...], x: Tensor, dtype: torch.dtype) -
     """Whether every parameter is a [C] tensor of ``dtype`` beside ``x`` [N, C, *]: the usual case, told cheaply."""
     shape, device = x.shape[1:2], x.device
     for p in parameters:
-        if p.shape != shape or p.dtype is not dtype or p.device != device:
+        if p.shape != shape or p.dtype is not dtype or p.device != device or p.layout is not torch.strided:
             return False
     return True
 

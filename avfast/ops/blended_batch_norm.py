@@ -109,6 +109,8 @@ def _checked_affine(x: Tensor, *parameters: Tensor) -> list[Tensor]:
     _check.floating(name, "alpha", alpha)
     if alpha.dim() > 1 or (alpha.numel() != 1 and alpha.numel() != channels):
         _check.fail(name, "alpha", f"shape ({channels},), (1,) or ()", tuple(alpha.shape))
+    if alpha.device != x.device:
+        _check.fail(name, "alpha", f"a tensor on {x.device}", alpha.device)
     return [p.to(wide) for p in (*parameters[:-1], alpha.reshape(-1))]
 
 

@@ -86,6 +86,7 @@ def _check_mask(name: str, key_mask: object, k: Tensor) -> None:
         _check.fail(name, "key_mask", "a tensor", type(key_mask).__name__, TypeError)
     if key_mask.dtype != torch.bool:
         _check.fail(name, "key_mask", "a bool tensor", key_mask.dtype, TypeError)
+    _check.strided(name, "key_mask", key_mask)
     if key_mask.shape != k.shape[:3]:
         _check.fail(name, "key_mask", f"shape {tuple(k.shape[:3])}", tuple(key_mask.shape))
     if key_mask.device != k.device:

@@ -57,6 +57,7 @@ def crop_exemplars(
     boxes = exemplars.boxes if isinstance(exemplars, Exemplars) else exemplars
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         _check.floating(name, "images", images)
+    _check.strided(name, "images", images)
     _check.floating(name, "exemplars", boxes)
     if images.dim() != 4 or 0 in images.shape[2:]:
         _check.fail(name, "images", "shape [B, C, H, W] of at least one pixel", tuple(images.shape))

@@ -128,6 +128,7 @@ def _index(name: str, match, q: Tensor, k: Tensor, feat_q: Tensor | None, feat_k
             continue
         if x.dtype != dtype:
             _check.fail(name, argument, f"a tensor of {dtype}", x.dtype, TypeError)
+        _check.strided(name, argument, x)
         if x.dim() < 2 or x.flatten(1).shape != (q.shape[0], q.shape[2]):
             _check.fail(name, argument, f"shape [{q.shape[0]}, {q.shape[2]}]", tuple(x.shape))
         if x.device != q.device:

@@ -142,7 +142,7 @@ def _ids(name: str, sample_ids: Tensor | None, x: Tensor) -> Tensor:
         _check.fail(name, "sample_ids", "an int64 tensor", got, TypeError)
     if sample_ids.shape != x.shape[:1]:
         _check.fail(name, "sample_ids", f"shape ({x.shape[0]},)", tuple(sample_ids.shape))
-    return sample_ids.to(x.device)
+    return _beside(name, "sample_ids", sample_ids, x)
 
 
 def _counts(name: str, ratio: object, patches: int, x: Tensor) -> Tensor:
@@ -157,8 +157,16 @@ def _counts(name: str, ratio: object, patches: int, x: Tensor) -> Tensor:
         _check.fail(name, "ratio", f"a number or shape ({x.shape[0]},)", tuple(ratio.shape))
     if _check.readable(ratio) and bool(ratio.isnan().any()):
         _check.fail(name, "ratio", "shares in [0, 1]", "nan")
-    share = ratio.detach().to(x.device, torch.float64).nan_to_num(0.0).clamp(0, 1)
+    share = _beside(name, "ratio", ratio.detach(), x).to(torch.float64).nan_to_num(0.0).clamp(0, 1)
     return (share * patches).floor().to(torch.int64)
+
+
+def _beside(name: str, argument: str, given: Tensor, x: Tensor) -> Tensor:
+    """What may lie on any device, on that of ``x``."""
+    _check.strided(name, argument, given)
+    if given.is_meta and not x.is_meta:
+        _check.fail(name, argument, "a tensor with values", f"one on {given.device}")
+    return given.to(x.device)
 
 
 def _affine(name: str, normalize: object, x: Tensor) -> tuple[Tensor, Tensor]:

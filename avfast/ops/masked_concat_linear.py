@@ -55,7 +55,8 @@ def masked_concat_linear(
         _check.floating(name, argument, x)
         if x.device != a.device:
             _check.fail(name, argument, f"a tensor on {a.device}", x.device)
-    if torch.is_autocast_enabled(a.device.type) and a.dtype != torch.float64:
+    autocast = torch.amp.is_autocast_available(a.device.type) and torch.is_autocast_enabled(a.device.type)
+    if autocast and a.dtype != torch.float64:
         kind = torch.get_autocast_dtype(a.device.type)
         a, v, weight = a.to(kind), v.to(kind), weight.to(kind)
         bias = None if bias is None else bias.to(kind)
@@ -93,6 +94,7 @@ def _rows(name: str, argument: str, mask: object, a: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         _check.fail(name, argument, "a bool tensor", got, TypeError)
+    _check.strided(name, argument, mask)
     lead = a.shape[:-1]
     if not 1 <= mask.dim() <= len(lead) or mask.shape != lead[: mask.dim()]:
         _check.fail(name, argument, f"leading dimensions of {tuple(lead)}", tuple(mask.shape))

@@ -110,6 +110,7 @@ def _mask(name: str, argument: str, mask: object, shape: torch.Size, device: tor
         _check.fail(name, argument, "a bool tensor", type(mask).__name__, TypeError)
     if mask.dtype != torch.bool:
         _check.fail(name, argument, "a bool tensor", mask.dtype, TypeError)
+    _check.strided(name, argument, mask)
     if not mask.dim() or mask.shape != shape[: mask.dim()]:
         _check.fail(name, argument, f"leading dimensions of {tuple(shape)}, or all", tuple(mask.shape))
     if mask.device != device:

@@ -134,6 +134,7 @@ def _target(name: str, boxes: object, logits: Tensor, height: int, width: int) -
     is_mask = isinstance(boxes, Tensor) and boxes.dtype in (torch.uint8, torch.bool)
     if not is_mask:
         _check_boxes(name, boxes)
+    _check.strided(name, "boxes", boxes)
     expected = (logits.shape[0], height, width) if is_mask else (logits.shape[0], 5)
     if boxes.shape != expected:
         _check.fail(name, "boxes", f"shape {tuple(expected)}", tuple(boxes.shape))

@@ -50,6 +50,7 @@ def sup_con(
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         _check.fail(name, "labels", "a tensor of integers", got, TypeError)
+    _check.strided(name, "labels", labels)
     if labels.shape != z.shape[:1] or labels.device != z.device:
         _check.fail(name, "labels", f"shape [{len(z)}] on {z.device}", f"{tuple(labels.shape)} on {labels.device}")
     _check.one_of(name, "reduction", reduction, _in_batch.REDUCTIONS)

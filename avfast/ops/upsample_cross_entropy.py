@@ -63,6 +63,7 @@ def upsample_cross_entropy(
     if not isinstance(target, Tensor) or target.dtype not in TARGETS:
         got = target.dtype if isinstance(target, Tensor) else type(target).__name__
         _check.fail(name, "target", "a uint8, int16, int32 or int64 tensor", got, TypeError)
+    _check.strided(name, "target", target)
     if target.dim() != 3 or target.shape[0] != logits.shape[0] or 0 in target.shape[1:]:
         expected = f"shape ({logits.shape[0]}, H, W) of at least one pixel"
         _check.fail(name, "target", expected, tuple(target.shape))
