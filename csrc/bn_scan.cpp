@@ -34,8 +34,8 @@ bool same(const BnLayer& a, const BnLayer& b) {
 const void* pointer(const Tensor& x, int64_t n, int64_t channels, const char* argument) {
   if (n == 0) return nullptr;
   STD_TORCH_CHECK(
-      n == channels && x.is_contiguous(), "avfast.scan_batchnorm: ", argument, ": expected ", channels,
-      " contiguous values, got ", n);
+      n == channels && x.is_contiguous() && is_aligned(x), "avfast.scan_batchnorm: ", argument, ": expected ", channels,
+      " contiguous, aligned values, got ", n);
   return x.const_data_ptr();
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "aligned.h"
 #include "tensor_utils.h"
 
 namespace avfast {
@@ -96,18 +97,9 @@ Tensor upsample_ce_bwd(
 
 }  // namespace avfast
 
-// What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
-#define AVFAST_REGISTER_OPS(m)                                     \
-  m.impl("channel_stats_fwd", TORCH_BOX(&avfast::channel_stats_fwd));   \
-  m.impl("bn_scan", TORCH_BOX(&avfast::bn_scan));                       \
-  m.impl("bn_scan_plan", TORCH_BOX(&avfast::bn_scan_plan));             \
-  m.impl("bn_scan_planned", TORCH_BOX(&avfast::bn_scan_planned));       \
-  m.impl("bn_scan_release", TORCH_BOX(&avfast::bn_scan_release));       \
-  m.impl("blended_bn_fwd", TORCH_BOX(&avfast::blended_bn_fwd));         \
-  m.impl("blended_bn_bwd", TORCH_BOX(&avfast::blended_bn_bwd));         \
-  m.impl("channel_affine_fwd", TORCH_BOX(&avfast::channel_affine_fwd)); \
-  m.impl("channel_affine_bwd", TORCH_BOX(&avfast::channel_affine_bwd))
+#define AVFAST_BOX(op) TORCH_BOX((&avfast::Aligned<&avfast::op>::call))
 
+<<<<<<< Updated upstream
 #define AVFAST_REGISTER_CPU_OPS(m)                                        \
   m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd));             \
   m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue)); \
@@ -131,3 +123,39 @@ Tensor upsample_ce_bwd(
   m.impl("concat_linear_bwd", TORCH_BOX(&avfast::concat_linear_bwd));     \
   m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop));             \
   m.impl("yuv_to_rgb", TORCH_BOX(&avfast::yuv_to_rgb))
+=======
+// What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
+#define AVFAST_REGISTER_OPS(m) \
+  m.impl("channel_stats_fwd", AVFAST_BOX(channel_stats_fwd)); \
+  m.impl("bn_scan", AVFAST_BOX(bn_scan)); \
+  m.impl("bn_scan_plan", TORCH_BOX(&avfast::bn_scan_plan)); \
+  m.impl("bn_scan_planned", TORCH_BOX(&avfast::bn_scan_planned)); \
+  m.impl("bn_scan_release", TORCH_BOX(&avfast::bn_scan_release)); \
+  m.impl("blended_bn_fwd", AVFAST_BOX(blended_bn_fwd)); \
+  m.impl("blended_bn_bwd", AVFAST_BOX(blended_bn_bwd)); \
+  m.impl("channel_affine_fwd", AVFAST_BOX(channel_affine_fwd)); \
+  m.impl("channel_affine_bwd", AVFAST_BOX(channel_affine_bwd))
+
+#define AVFAST_REGISTER_CPU_OPS(m) \
+  m.impl("queue_nce_fwd", AVFAST_BOX(queue_nce_fwd)); \
+  m.impl("queue_nce_bwd_queue", AVFAST_BOX(queue_nce_bwd_queue)); \
+  m.impl("dense_match_fwd", AVFAST_BOX(dense_match_fwd)); \
+  m.impl("pair_nce_fwd", AVFAST_BOX(pair_nce_fwd)); \
+  m.impl("pair_nce_bwd", AVFAST_BOX(pair_nce_bwd)); \
+  m.impl("self_nce_fwd", AVFAST_BOX(self_nce_fwd)); \
+  m.impl("self_nce_bwd", AVFAST_BOX(self_nce_bwd)); \
+  m.impl("sigmoid_nce_fwd", AVFAST_BOX(sigmoid_nce_fwd)); \
+  m.impl("sigmoid_nce_bwd", AVFAST_BOX(sigmoid_nce_bwd)); \
+  m.impl("box_bce_fwd", AVFAST_BOX(box_bce_fwd)); \
+  m.impl("upsample_ce_fwd", AVFAST_BOX(upsample_ce_fwd)); \
+  m.impl("upsample_ce_bwd", AVFAST_BOX(upsample_ce_bwd)); \
+  m.impl("correlate_fwd", AVFAST_BOX(correlate_fwd)); \
+  m.impl("correlate_bwd", AVFAST_BOX(correlate_bwd)); \
+  m.impl("patch_mask_fwd", AVFAST_BOX(patch_mask_fwd)); \
+  m.impl("patch_mask_", TORCH_BOX(&avfast::patch_mask_)); \
+  m.impl("masked_fusion_fwd", AVFAST_BOX(masked_fusion_fwd)); \
+  m.impl("masked_fusion_bwd", AVFAST_BOX(masked_fusion_bwd)); \
+  m.impl("concat_linear_fwd", AVFAST_BOX(concat_linear_fwd)); \
+  m.impl("concat_linear_bwd", AVFAST_BOX(concat_linear_bwd)); \
+  m.impl("exemplar_crop", AVFAST_BOX(exemplar_crop))
+>>>>>>> Stashed changes

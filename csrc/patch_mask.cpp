@@ -26,7 +26,7 @@ struct Draw {
     STD_TORCH_CHECK(
         v.scalar_type() == ScalarType::Long && v.dim() == 1 && x.dim() > 0 && v.size(0) == x.size(0), "avfast.", op, ": ",
         argument, ": expected int64 of one number for each picture");
-    return v.is_contiguous() ? v : torch::stable::contiguous(v);
+    return aligned(v.is_contiguous() ? v : torch::stable::contiguous(v));
   }
 };
 
@@ -51,7 +51,7 @@ Tensor patch_mask_fwd(
 
 void patch_mask_(Tensor x, Tensor keys, Tensor counts, int64_t patch_h, int64_t patch_w, double value) {
   Draw draw(x, keys, counts, patch_h, patch_w, value);
-  STD_TORCH_CHECK(x.is_contiguous(), "avfast.", op, ": x: expected a contiguous tensor to write to");
+  STD_TORCH_CHECK(x.is_contiguous() && is_aligned(x), "avfast.", op, ": x: expected a contiguous, aligned tensor to write to");
   draw.args.x = draw.args.out = x.mutable_data_ptr();
   kernels().patch_mask(draw.args, torch_threads());
 }

@@ -18,13 +18,11 @@ from types import ModuleType
 
 #: name -> module. Kept in the order in which they run and reports show them.
 CHECKS: dict[str, str] = {
-CHECKS: dict[str, str] = {
     "steps": "steps",
     "fuzz_media": "fuzz_media",
     "folder": "folder",
     "fuzz_ops": "fuzz_ops",
     "sanitizers": "sanitizers",
-}
 }
 
 

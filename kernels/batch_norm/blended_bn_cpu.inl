@@ -118,7 +118,7 @@ inline void blended_bn_bwd_cpu(const BlendedBnBwdArgs& args, const Parallel& par
             grad_sums_rows<RELU>(a, grad, x, at, stop, f.data, sums.data);
             for (int64_t c = at; c < stop; ++c) d[c - at] = finish(c, sums[c - at]);
             for_rows(a, at, stop, [&](int64_t row, int64_t c) {
-              input_grad_row<RELU>(grad + row, x + row, dx + row, a.positions, f[c - at], d[c - at]);
+              input_grad_row<RELU, true>(grad + row, x + row, dx + row, a.positions, f[c - at], d[c - at]);
             });
           }
         });
@@ -141,7 +141,7 @@ inline void blended_bn_bwd_cpu(const BlendedBnBwdArgs& args, const Parallel& par
         d[2 * channels + c] = one.offset;
       }
       for_position_blocks(a, parallel, [&](int64_t at, int64_t n) {
-        input_grad_lanes<RELU>(grad + at, x + at, dx + at, n, channels, f.data, d.data);
+        input_grad_lanes<RELU, true>(grad + at, x + at, dx + at, n, channels, f.data, d.data);
       });
     });
   });

@@ -22,7 +22,7 @@ inline V<A> masked_grad(V<A> g, V<A> x, V<A> center, V<A> scale, V<A> shift) {
   return g;
 }
 
-// dx = grad_scale * g' + slope * (x - center) + offset
+// dx = grad_scale * g' and, where CENTRED, + slope * (x - center) + offset. Not with a slope of 0: times NaN that is NaN.
 template <typename A>
 struct InputGrad {
   A grad_scale, slope, offset;
@@ -119,13 +119,15 @@ inline void grad_sums_rows(
   });
 }
 
-template <bool RELU, typename T>
+template <bool RELU, bool CENTRED, typename T>
 inline void input_grad_row(
     const T* grad, const T* x, T* dx, int64_t n, const Affine<Acc<T>>& f, const InputGrad<Acc<T>>& d) {
   using A = Acc<T>;
   const V<A> center = splat(f.center), scale = splat(f.scale), shift = splat(f.shift);
-  auto value = [&](V<A> g, V<A> v) {
-    return masked_grad<RELU, A>(g, v, center, scale, shift) * d.grad_scale + ((v - center) * d.slope + d.offset);
+  auto value = [&](V<A> g, V<A> v) -> V<A> {
+    const V<A> own = masked_grad<RELU, A>(g, v, center, scale, shift) * d.grad_scale;
+    if constexpr (CENTRED) return own + ((v - center) * d.slope + d.offset);
+    return own;
   };
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) store(dx + i, value(load(grad + i), load(x + i)));
@@ -185,7 +187,7 @@ inline void grad_sums_lanes(
   for (int64_t j = 0; j < c; ++j) out[j] = {double(sums[j]), double(sums[padded + j])};
 }
 
-template <bool RELU, typename T>
+template <bool RELU, bool CENTRED, typename T>
 inline void input_grad_lanes(
     const T* grad, const T* x, T* dx, int64_t positions, int64_t c, const Acc<T>* f, const Acc<T>* d) {
   using A = Acc<T>;
@@ -194,8 +196,9 @@ inline void input_grad_lanes(
     const V<A> grad_scale = load_n(d + j, n), slope = load_n(d + c + j, n), offset = load_n(d + 2 * c + j, n);
     for (; s < stop; ++s) {
       const V<A> v = load_n(x + s * c + j, n);
-      const V<A> m = masked_grad<RELU, A>(load_n(grad + s * c + j, n), v, center, scale, shift);
-      store_n(dx + s * c + j, m * grad_scale + ((v - center) * slope + offset), n);
+      const V<A> own = masked_grad<RELU, A>(load_n(grad + s * c + j, n), v, center, scale, shift) * grad_scale;
+      if constexpr (CENTRED) store_n(dx + s * c + j, own + ((v - center) * slope + offset), n);
+      else store_n(dx + s * c + j, own, n);
     }
   });
 }
@@ -292,7 +295,7 @@ inline void channel_affine_bwd_cpu(const ChannelAffineBwdArgs& args, const Paral
           for_rows(a, begin, end, [&](int64_t row, int64_t c) {
             const Affine<A> f{A(0), scale[c], shift[c]};
             grad_sums_row<RELU>(grad + row, x + row, a.positions, f, &sums[c - begin]);
-            input_grad_row<RELU>(grad + row, x + row, dx + row, a.positions, f, {scale[c], A(0), A(0)});
+            input_grad_row<RELU, false>(grad + row, x + row, dx + row, a.positions, f, {scale[c], A(0), A(0)});
           });
           for (int64_t c = begin; c < end; ++c) {
             dscale[c] = A(sums[c - begin].grad_x);
@@ -313,7 +316,7 @@ inline void channel_affine_bwd_cpu(const ChannelAffineBwdArgs& args, const Paral
         dshift[j] = A(sums[j].grad);
       }
       for_position_blocks(a, parallel, [&](int64_t at, int64_t n) {
-        input_grad_lanes<RELU>(grad + at, x + at, dx + at, n, c, f.data, d.data);
+        input_grad_lanes<RELU, false>(grad + at, x + at, dx + at, n, c, f.data, d.data);
       });
     });
   });

@@ -7,18 +7,22 @@ template <>
 struct Vec<float> {
   typedef float type __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
   typedef int32_t mask __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
+  typedef uint32_t words __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
   using bits = int32_t;
 };
 template <>
 struct Vec<double> {
   typedef double type __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
   typedef int64_t mask __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
+  typedef uint64_t words __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
   using bits = int64_t;
 };
 template <typename A>
 using V = typename Vec<A>::type;
 template <typename A>
 using M = typename Vec<A>::mask;
+template <typename A>
+using Words = typename Vec<A>::words;
 template <typename A>
 constexpr int64_t lanes_of = AVFAST_VECTOR_BYTES / sizeof(A);
 

@@ -44,7 +44,6 @@ inline V<A> exp2_v(V<A> t) {
     return (V<A>)_mm512_scalef_ps((__m512)exp2_fraction<A>(t - (V<A>)n), n);
   }
 #endif
-  using B = typename Vec<A>::bits;
   constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
   constexpr A lowest = sizeof(A) == 4 ? A(-126) : A(-1022), highest = sizeof(A) == 4 ? A(128) : A(1024);
   if constexpr (sizeof(A) == 4) {
@@ -54,8 +53,9 @@ inline V<A> exp2_v(V<A> t) {
   }
   const V<A> shifted = t + splat<A>(rounding_constant<A>);
   const V<A> p = exp2_fraction<A>(t - (shifted - splat<A>(rounding_constant<A>)));
-  const M<A> power = ((M<A>)shifted) << B(mantissa);  // the high bits of the constant leave at the top
-  return select<A>(t < splat<A>(lowest), V<A>{}, (V<A>)((M<A>)p + power));
+  // Unsigned: the high bits of the constant leave at the top, and so does the sum in lanes that become 0.
+  const Words<A> power = ((Words<A>)shifted) << mantissa;
+  return select<A>(t < splat<A>(lowest), V<A>{}, (V<A>)((Words<A>)p + power));
 }
 
 // e^x, as exp2_v. The product is split so that a large |x| loses nothing to the rounding of log2(e).
