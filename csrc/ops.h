@@ -99,31 +99,6 @@ Tensor upsample_ce_bwd(
 
 #define AVFAST_BOX(op) TORCH_BOX((&avfast::Aligned<&avfast::op>::call))
 
-<<<<<<< Updated upstream
-#define AVFAST_REGISTER_CPU_OPS(m)                                        \
-  m.impl("queue_nce_fwd", TORCH_BOX(&avfast::queue_nce_fwd));             \
-  m.impl("queue_nce_bwd_queue", TORCH_BOX(&avfast::queue_nce_bwd_queue)); \
-  m.impl("dense_match_fwd", TORCH_BOX(&avfast::dense_match_fwd));         \
-  m.impl("pair_nce_fwd", TORCH_BOX(&avfast::pair_nce_fwd));               \
-  m.impl("pair_nce_bwd", TORCH_BOX(&avfast::pair_nce_bwd));               \
-  m.impl("self_nce_fwd", TORCH_BOX(&avfast::self_nce_fwd));               \
-  m.impl("self_nce_bwd", TORCH_BOX(&avfast::self_nce_bwd));               \
-  m.impl("sigmoid_nce_fwd", TORCH_BOX(&avfast::sigmoid_nce_fwd));         \
-  m.impl("sigmoid_nce_bwd", TORCH_BOX(&avfast::sigmoid_nce_bwd));         \
-  m.impl("box_bce_fwd", TORCH_BOX(&avfast::box_bce_fwd));                 \
-  m.impl("upsample_ce_fwd", TORCH_BOX(&avfast::upsample_ce_fwd));         \
-  m.impl("upsample_ce_bwd", TORCH_BOX(&avfast::upsample_ce_bwd));         \
-  m.impl("correlate_fwd", TORCH_BOX(&avfast::correlate_fwd));             \
-  m.impl("correlate_bwd", TORCH_BOX(&avfast::correlate_bwd));             \
-  m.impl("patch_mask_fwd", TORCH_BOX(&avfast::patch_mask_fwd));           \
-  m.impl("patch_mask_", TORCH_BOX(&avfast::patch_mask_));                 \
-  m.impl("masked_fusion_fwd", TORCH_BOX(&avfast::masked_fusion_fwd));     \
-  m.impl("masked_fusion_bwd", TORCH_BOX(&avfast::masked_fusion_bwd));     \
-  m.impl("concat_linear_fwd", TORCH_BOX(&avfast::concat_linear_fwd));     \
-  m.impl("concat_linear_bwd", TORCH_BOX(&avfast::concat_linear_bwd));     \
-  m.impl("exemplar_crop", TORCH_BOX(&avfast::exemplar_crop));             \
-  m.impl("yuv_to_rgb", TORCH_BOX(&avfast::yuv_to_rgb))
-=======
 // What every registration block lists: one place, so that CPU and CUDA cannot drift apart.
 #define AVFAST_REGISTER_OPS(m) \
   m.impl("channel_stats_fwd", AVFAST_BOX(channel_stats_fwd)); \
@@ -157,5 +132,5 @@ Tensor upsample_ce_bwd(
   m.impl("masked_fusion_bwd", AVFAST_BOX(masked_fusion_bwd)); \
   m.impl("concat_linear_fwd", AVFAST_BOX(concat_linear_fwd)); \
   m.impl("concat_linear_bwd", AVFAST_BOX(concat_linear_bwd)); \
-  m.impl("exemplar_crop", AVFAST_BOX(exemplar_crop))
->>>>>>> Stashed changes
+  m.impl("exemplar_crop", AVFAST_BOX(exemplar_crop)); \
+  m.impl("yuv_to_rgb", AVFAST_BOX(yuv_to_rgb))
