@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from engine_fixtures import StopAt, weights
@@ -20,7 +19,6 @@ from avfast.benches.soak import folder as soak  # noqa: E402
 from avfast.data import identity, waiting  # noqa: E402
 from avfast.data.index_files import FOLDER, index_folder  # noqa: E402
 from avfast.data.listing import look, walk  # noqa: E402
-from avfast.data.randomness import permutation  # noqa: E402
 from avfast.data.records import ClipRecord, Records  # noqa: E402
 from avfast.data.sampler import EpochSampler  # noqa: E402
 from avfast.data.sources import EXTENSIONS, ClipSource  # noqa: E402
@@ -242,16 +240,6 @@ def test_splits_share_their_columns(clips):
     assert train.records.columns is test.records.columns is bundle.source.records.columns
     both = {r.id for r in train.records} | {r.id for r in test.records}
     assert len(both) == len(train) + len(test)
-
-
-@pytest.mark.parametrize("n", [1, 1000, 100_000])
-def test_any_way_of_sorting_gives_the_pinned_order(n):
-    from avfast.ops._counter import GOLDEN, key64, mix64
-
-    with np.errstate(over="ignore"):
-        keys = mix64(np.uint64(key64("order", 0, 3)) + np.arange(n, dtype=np.uint64) * GOLDEN)
-    assert len(np.unique(keys)) == n
-    assert np.array_equal(permutation(n, "order", 0, 3), np.argsort(keys, kind="stable"))
 
 
 def test_an_epoch_of_a_million_starts_at_once():

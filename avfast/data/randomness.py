@@ -20,7 +20,7 @@ def permutation(n: int, *keys: object) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         counters = np.uint64(key64(*keys)) + np.arange(n, dtype=np.uint64) * GOLDEN
-    return np.argsort(mix64(counters))  # no two are equal, so any way of sorting gives the same order
+    return np.argsort(mix64(counters), kind="stable")
 
 
 class Draws:
