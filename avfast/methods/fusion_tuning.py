@@ -297,7 +297,7 @@ class FusionTuning(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         if state["confidences"] and self.confidences is not None:
-            self.confidences = Confidences.of(state["confidences"])
+            self.confidences.restore(state["confidences"])
 
     def exports(self) -> dict[str, nn.Module]:
         """Encoders as plain networks, ABRi folded; with ABRi also as they were trained, for the joint stage."""

@@ -62,6 +62,10 @@ class Confidences:
         made._sums = {key: (total, count) for key, total, count in rows}
         return made
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state`; means that were read from files stay."""
+        self._sums = Confidences.of(state)._sums
+
     def by_id(self, ids: Iterable[str]) -> dict[str, float]:
         """Means by content id, of the samples that were seen: what is written for the next stage."""
         means = self.means()
