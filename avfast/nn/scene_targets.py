@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class SceneTargets:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {"keys": self.keys, "features": self.features.contiguous(), "scores": self.scores.contiguous()}
-        _safetensors("writing").save_file(tensors, path, metadata=self.facts)
+        # As one entry: safetensors writes several in an order that changes, and equal tables are to be equal files.
+        facts = {"facts": json.dumps(self.facts, sort_keys=True)}
+        _safetensors("writing").save_file(tensors, path, metadata=facts)
 
     @classmethod
     def read(cls, path: str | Path) -> SceneTargets:
@@ -92,7 +95,7 @@ class SceneTargets:
 
             tensors = library.load_file(path)
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata() or {}
+                facts = json.loads((file.metadata() or {}).get("facts", "{}"))
         except Exception as error:  # whatever a broken file makes its library raise
             raise ConfigError(f"scene targets '{path}' cannot be read: {str(error).strip().splitlines()[0]}") from error
         if tensors.keys() != TENSORS.keys():
