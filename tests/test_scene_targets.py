@@ -36,6 +36,11 @@ def test_what_is_written_is_read(tmp_path):
     made.save(path)
     read = SceneTargets.read(path)
     assert read.facts == {"a": "b"}
+    many = SceneTargets(made.keys, made.features, made.scores, {name: name for name in "abcdefgh"})
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        many.save(file)
+    assert len({file.read_bytes() for file in files}) == 1, "equal tables are equal files"
     for name in ("keys", "features", "scores"):
         assert torch.equal(getattr(read, name), getattr(made, name))
 

@@ -19,6 +19,7 @@ from types import ModuleType
 #: name -> module. Kept in the order in which they run and reports show them.
 CHECKS: dict[str, str] = {
     "steps": "steps",
+    "kill": "kill",
     "fuzz_media": "fuzz_media",
     "folder": "folder",
     "fuzz_ops": "fuzz_ops",
