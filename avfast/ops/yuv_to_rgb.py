@@ -138,6 +138,7 @@ def _planes(name: str, argument: str, given: Tensor | Sequence[Tensor]) -> list[
     for plane in given:
         if not isinstance(plane, Tensor):
             _check.fail(name, argument, "tensors", type(plane).__name__, TypeError)
+        _check.strided(name, argument, plane)
         if plane.dtype is not torch.uint8:
             _check.fail(name, argument, "uint8 (decoded pictures; no gradient flows)", plane.dtype, TypeError)
         if plane.dim() != 2 or plane.shape != given[0].shape or not all(0 < n <= LONGEST for n in plane.shape):

@@ -237,11 +237,26 @@ def mask_ratio(m: Maker) -> Call:
     return m.call(lambda **t: avfast.mask_ratio(**t, rule=rule), tensors)
 
 
+def yuv_to_rgb(m: Maker) -> Call:
+    t, h, w, halved = m.size(), m.size(), m.size(), m.pick(True, False)
+    colours = (t, (h + 1) // 2, (w + 1) // 2) if halved else (t, h, w)
+    shapes = {"y": (t, h, w), "u": colours, "v": colours}
+    tensors = {name: m.whole(0, 255, *shape, dtype=torch.uint8) for name, shape in shapes.items()}
+    options = {"size": (m.pick(1, 5, 16), m.pick(1, 7, 16)), "matrix": m.pick("bt601", "bt709", "bt2020")}
+    options |= {
+        "full_range": m.pick(True, False),
+        "siting": m.pick("left", "center"),
+        "dtype": m.pick(torch.uint8, m.dtype),
+    }
+    return m.call(lambda **t: avfast.yuv_to_rgb(**t, **options), tensors)
+
+
 SPECS: dict[str, Callable[[Maker], Call]] = {
     function.__name__: function
     for function in (
         blended_batch_norm, channel_affine, channel_stats, correlate, crop_exemplars, dense_contrastive, dense_match,
         info_nce, mask_patches, mask_ratio, masked_concat_linear, masked_fusion, nt_xent, queue_info_nce,
         rotated_box_bce, rotated_box_mask, scan_batchnorm, sigmoid_contrastive, sup_con, upsample_cross_entropy,
+        yuv_to_rgb,
     )
 }  # fmt: skip
