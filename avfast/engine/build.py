@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from avfast.engine.config import OptimConfig, TrainConfig
+from avfast.engine.parallel import USE_FSDP
 from avfast.engine.state import seed_everything
 from avfast.errors import ConfigError, MissingDependency
 from avfast.methods import Method, get_method
@@ -38,7 +40,13 @@ def build_accelerator(device: str, precision: str) -> Any:
         raise ConfigError("run.precision=fp16 needs a CUDA device; bf16 works on the CPU")
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may run twice with other settings
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    # Sharing weights among processes is the work of `engine.parallel`, on any device; accelerate wants a GPU for it.
+    asked = os.environ.pop(USE_FSDP, None)
+    try:
+        return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    finally:
+        if asked is not None:
+            os.environ[USE_FSDP] = asked
 
 
 def build_method(config: TrainConfig) -> Method:

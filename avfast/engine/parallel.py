@@ -15,6 +15,9 @@ from avfast.errors import ConfigError
 from avfast.methods import Method
 from avfast.nn import synchronise_batch_norms
 
+USE_FSDP = "ACCELERATE_USE_FSDP"
+"""How ``accelerate launch --use_fsdp`` says so in the environment."""
+
 
 def parallel_method(
     accelerator: Any, method: Method, run: RunConfig, make_optimizer: Callable[[Method], torch.optim.Optimizer]
@@ -28,13 +31,8 @@ def parallel_method(
     several = accelerator.num_processes > 1
     if run.sync_batchnorm and several:
         synchronise_batch_norms(method)
-    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and _asked_of_accelerate())
+    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and os.environ.get(USE_FSDP, "").lower() == "true")
     return (Sharded if sharded and several else Replicated)(accelerator, method, run, make_optimizer)
-
-
-def _asked_of_accelerate() -> bool:
-    """``accelerate launch --use_fsdp`` says so in the environment."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 class Replicated:

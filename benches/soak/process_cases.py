@@ -8,6 +8,7 @@ which the others hold it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,13 +105,17 @@ class Made:
 
 
 class InTurn(EpochSampler):
-    """One process's batches, in the order in which ``world`` processes hold them: first those of the first one."""
+    """One process's batches, in the order in which ``world`` processes hold them: first those of the first one; as many
+    from each as the one with the most ``broken`` samples can read."""
 
-    world = 1
+    world, broken = 1, ()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in super().__iter__():
-            yield [key for rank in range(self.world) for key in batch[rank :: self.world]]
+            shares = [[key for key in batch[rank :: self.world] if key[1] not in self.broken]
+                      for rank in range(self.world)]  # fmt: skip
+            fewest = min(map(len, shares))
+            yield [key for share in shares for key in share[:fewest]]
 
 
 def config_of(case: str, folder: Path, *, batch: int, extra: tuple[str, ...] = ()) -> TrainConfig:
@@ -135,7 +140,7 @@ def config_of(case: str, folder: Path, *, batch: int, extra: tuple[str, ...] = (
 
 def train(
     case: str, folder: Path, *, steps: int, batch: int = BATCH, in_turn: int = 1, extra: tuple[str, ...] = (),
-    broken: tuple[int, ...] = (), samples: int = SAMPLES,
+    broken: tuple[int, ...] = (), samples: int = SAMPLES, pause: int = 0, then: tuple[str, ...] = (),
 ) -> Training:  # fmt: skip
     """Train a case in this process, beside the others if there are any.
 
@@ -143,15 +148,26 @@ def train(
         batch: samples per process.
         in_turn: processes whose order of samples this one process shall follow.
         extra: more words, such as ``run.parallel=fsdp``.
+        broken: samples that cannot be read.
+        pause: stop after this step and go on from the checkpoint; what was seen is then of the second half.
+        then: words of the second half in place of ``extra``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = config_of(case, folder, batch=batch, extra=extra)
-    with double_precision(in_turn):
+    own = folder / os.environ.get("RANK", "0")  # what a stage reads; checkpoints are of all processes
+    own.mkdir(parents=True, exist_ok=True)
+
+    def trainer_of(words: tuple[str, ...], resume: Path | None = None) -> loop.Trainer:
+        config = config_of(case, own, batch=batch, extra=words)
         accelerator = build_accelerator("cpu", "no")
-        inputs = loop.build_method(config).inputs
-        trainer = loop.Trainer(
-            config, Made(inputs, samples, broken), None, folder, accelerator, fingerprint="made", steps=steps
+        made = Made(loop.build_method(config).inputs, samples, () if in_turn > 1 else broken)
+        return loop.Trainer(
+            config, made, None, folder, accelerator, fingerprint="made", steps=steps, resume=resume
         )  # fmt: skip
+
+    with double_precision(in_turn, broken):
+        trainer = trainer_of(extra)
+        if pause:
+            first = trainer.fit(_StopAt(trainer, pause), Budget(None))
+            trainer = trainer_of(then or extra, first.checkpoints["last"])
         losses, gradients = watched(trainer, steps)
         trainer.fit(StopRequest(), Budget(None))
     state = trainer.parallel.states()[0]
@@ -161,14 +177,31 @@ def train(
     )  # fmt: skip
 
 
+class _StopAt(StopRequest):
+    """A signal that arrives during a step of a trainer."""
+
+    def __init__(self, trainer: Any, step: int) -> None:
+        super().__init__()
+        self.trainer, self.step = trainer, step
+
+    @property
+    def signal_name(self) -> str | None:
+        return "SIGTERM" if self.trainer.step >= self.step else None
+
+    @signal_name.setter
+    def signal_name(self, value: str | None) -> None:
+        pass
+
+
 @contextmanager
-def double_precision(in_turn: int) -> Iterator[None]:
+def double_precision(in_turn: int, broken: tuple[int, ...]) -> Iterator[None]:
     """The engine's loop in float64, with its samples in the order of so many processes."""
     method, pipeline, sampler = loop.build_method, loop.build_pipeline, loop.training_sampler
 
     def ordered(*args: Any, **options: Any) -> EpochSampler:
         made = sampler(*args, **options)
-        made.__class__, made.world = InTurn, in_turn
+        if in_turn > 1:
+            made.__class__, made.world, made.broken = InTurn, in_turn, broken
         return made
 
     def doubled(config: TrainConfig) -> Method:

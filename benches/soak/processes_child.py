@@ -2,7 +2,8 @@
 
     python -m torch.distributed.run ... -m avfast.benches.soak.processes_child FOLDER JOBS.json
 
-A job is ``{"name", "case", "steps", "extra", "batch", "in_turn", "broken", "samples"}``; see `process_cases.train`.
+A job is ``{"name", "case", "steps", "extra", "batch", "in_turn", "broken", "samples", "pause",
+"then"}``; see `process_cases.train`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ def main(folder: Path, jobs: list[dict]) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rank = int(os.environ.get("RANK", "0"))
-    name = f"rank{rank}.pt" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "alone.pt"
+    kind = "several" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "alone"
+    name = f"rank{rank}.pt" if kind == "several" else "alone.pt"
     seen: dict[str, object] = {}
     for number, job in enumerate(jobs):
         job = dict(job)
         title, began = job.pop("name"), time.monotonic()
-        job["extra"], job["broken"] = tuple(job.get("extra", ())), tuple(job.get("broken", ()))
+        job |= {key: tuple(job.get(key, ())) for key in ("extra", "broken", "then")}
         try:
-            found = process_cases.train(folder=folder / f"{name} {number}", **job)._asdict()
+            found = process_cases.train(folder=folder / f"{kind} {number}", **job)._asdict()
             seen[title] = found | {"seconds": time.monotonic() - began}
         except Exception:
             # The processes are out of step from here on: what follows would only time out.

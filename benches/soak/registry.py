@@ -21,6 +21,7 @@ CHECKS: dict[str, str] = {
     "steps": "steps",
     "kill": "kill",
     "fuzz_media": "fuzz_media",
+    "processes": "processes",
     "folder": "folder",
     "fuzz_ops": "fuzz_ops",
     "sanitizers": "sanitizers",
