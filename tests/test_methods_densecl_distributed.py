@@ -30,7 +30,11 @@ OPTIONS = [
 
 
 def build(options: dict) -> DenseCL:
-    return fixtures.method(**options).double()
+    method = fixtures.method(**options).double()
+    for module in method.modules():
+        if isinstance(module, GroupShuffleBN):
+            module.average = True
+    return method
 
 
 def own(batch: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from avfast.engine.config import RunConfig
 from avfast.errors import ConfigError
 from avfast.methods import Method
-from avfast.nn import synchronise_batch_norms
+from avfast.nn import GroupShuffleBN, synchronise_batch_norms
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
 """How ``accelerate launch --use_fsdp`` says so in the environment."""
@@ -31,6 +31,9 @@ def parallel_method(
     several = accelerator.num_processes > 1
     if run.sync_batchnorm and several:
         synchronise_batch_norms(method)
+    for module in method.modules():
+        if isinstance(module, GroupShuffleBN):
+            module.average = several
     sharded = run.parallel == "fsdp" or (run.parallel == "auto" and os.environ.get(USE_FSDP, "").lower() == "true")
     return (Sharded if sharded and several else Replicated)(accelerator, method, run, make_optimizer)
 

@@ -143,6 +143,14 @@ def words_to_print(error: AvfastError) -> str | None:
     store = _store() if world > 1 else None
     if store is None:
         return str(error) if rank == 0 else f"process {rank}: {error}"
+    try:
+        return _first_to_say(store, error, text)
+    except RuntimeError:  # the store went with the launcher
+        return str(error)
+
+
+def _first_to_say(store: Any, error: AvfastError, text: str) -> str | None:
+    rank, world = rank_and_world()
     lost = isinstance(error, LostProcess)
     key = "said/lost" if lost and not error.said else f"said/{hashlib.sha256(text.encode()).hexdigest()}"
     until = time.monotonic() + 2

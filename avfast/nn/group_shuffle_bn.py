@@ -30,17 +30,19 @@ class GroupShuffleBN(nn.Module):
     processes of ``process_group`` when there are several (all-to-all: each row travels once). Wrap the encoder of the
     keys with ``shuffle=True`` and that of the queries with ``shuffle=False``.
 
-    The running statistics move once per call, towards the mean of the statistics of all groups, also those of other
-    processes: the pace of one batch norm over the whole batch. In evaluation mode, and for a module without batch norm,
-    the module is simply called.
+    The running statistics move once per call, towards the mean of the groups' statistics: the pace of one batch norm
+    over the whole batch. In evaluation mode, and for a module without batch norm, the module is simply called.
 
     Args:
         module: any module whose outputs are tensors (or nests of them) with the batch first.
         group_size: samples that share statistics, at least 2; 32 per GPU in MoCo and DenseCL.
         shuffle: permute first.
-        process_group: the processes to shuffle over and to average running statistics over; they must bring equal
-            batches, and all call the layer. No gradient crosses them.
+        process_group: the processes to shuffle over, which must bring equal batches; no gradient crosses them.
         seed: of the permutations; processes must agree. The generator's state is part of the state dict.
+
+    Attributes:
+        average: whether every call also takes the mean of the running statistics of all processes, so that none of them
+            has its own; all must call the layer then. Left off, as one of them may evaluate alone.
 
     Raises:
         ValueError: bad ``group_size``; a gradient is asked for through a shuffle over several processes.
@@ -64,6 +66,7 @@ class GroupShuffleBN(nn.Module):
             _check.fail("GroupShuffleBN", "group_size", "an integer of at least 2", repr(group_size))
         self.module = module
         self.group_size, self.shuffle, self.process_group = group_size, shuffle, process_group
+        self.average = False
         self._generator = torch.Generator().manual_seed(seed)
 
     def forward(self, x: Tensor) -> Any:
@@ -72,7 +75,8 @@ class GroupShuffleBN(nn.Module):
         if not norms:
             return self.module(x)
         out = self._shuffled(x, norms) if self.shuffle else self._by_group(x, norms)
-        self._average(norms)
+        if self.average:
+            self._average(norms)
         return out
 
     def _shuffled(self, x: Tensor, norms: list[nn.Module]) -> Any:
