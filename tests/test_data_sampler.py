@@ -107,6 +107,21 @@ def test_drop_last_gives_equal_full_batches():
     assert len(set(seen)) == len(seen) == 24
 
 
+@pytest.mark.parametrize("n", [22, 23, 19, 16, 3])
+def test_a_shorter_last_batch_is_equal_on_all_ranks(n):
+    """What cannot be dealt out evenly is left out; a last batch below the least is no batch."""
+    options = {"seed": 3, "batch_size": 4, "drop_last": False, "least": 2, "world_size": 2}
+    if n == 3:
+        with pytest.raises(DataError, match="do not fill"):
+            EpochSampler(n, **options)
+        return
+    ranks = [EpochSampler(n, rank=rank, **options) for rank in range(2)]
+    sizes = [[len(batch) for batch in rank] for rank in ranks]
+    rest = n % 8 // 2
+    assert sizes[0] == sizes[1] == [4] * (n // 8) + ([rest] if rest >= 2 else [])
+    assert all(len(rank) == len(sizes[0]) for rank in ranks)
+
+
 def test_errors():
     with pytest.raises(DataError, match="5 samples do not fill one batch of 8"):
         EpochSampler(5, seed=0, batch_size=8)

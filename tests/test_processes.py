@@ -21,7 +21,7 @@ from avfast.engine.plan import _of_parts  # noqa: E402
 from avfast.methods import recipe_names  # noqa: E402
 
 STEPS, LIMIT = 5, 900
-SHARED = ("av-align", "densecl", "cim", "fusion-tuning, joint")
+SHARED = ("densecl", "cim", "fusion-tuning, joint")
 UNEVEN = ("av-align", "fusion-tuning, video")
 BROKEN = {"broken": [1, 5, 6, 17, 30, 33]}
 SHORT = {"extra": ["data.drop_last=false"], "samples": 22}  # two batches of 8 and 6 samples left
