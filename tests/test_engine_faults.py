@@ -36,6 +36,8 @@ from avfast.engine.export import export_modules  # noqa: E402
 from avfast.engine.journal import parse_rows  # noqa: E402
 from avfast.engine.loop import Trainer  # noqa: E402
 from avfast.engine.signals import Budget, StopRequest  # noqa: E402
+from avfast.engine.sources import evaluation_loader  # noqa: E402
+from avfast.engine.validate import Validator  # noqa: E402
 from avfast.errors import AvfastError, DataError, RunFault  # noqa: E402
 from avfast.methods import Inputs  # noqa: E402
 
@@ -238,7 +240,7 @@ def test_a_data_folder_that_vanishes_stops_the_run_and_is_waited_for(tmp_path, c
     message, last = str(caught.value), tmp_path / "run" / "checkpoints" / "last.pt"
     assert str(folder) in message and "\n" not in message
     if policy == "skip":
-        assert message.startswith(f"the data folder '{folder}' does not exist any more: no clips can be read any more")
+        assert message.startswith(f"the data folder '{folder}' does not exist any more: the last is ")
         assert isinstance(caught.value, RunFault) and caught.value.code == 3
     assert f"in '{last}'; --resume auto continues" in message
     step = saved_step(tmp_path / "run")
@@ -250,6 +252,20 @@ def test_a_data_folder_that_vanishes_stops_the_run_and_is_waited_for(tmp_path, c
     result = fit(again)
     assert_same_weights(again, weights(whole))
     assert result.errors == {}  # nothing of the batch that stopped it was counted
+
+
+def test_a_folder_that_vanishes_before_a_look_at_the_validation_split(tmp_path, clips):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    trainer = make(tmp_path / "run", clip_set(folder), recipe="clips", eval_every=4, save_every=100)
+    trainer.validator = Validator(evaluation_loader(clip_set(folder), 4))
+    before_step(trainer, 4, lambda: folder.rename(tmp_path / "away"))
+    with pytest.raises(RunFault, match=rf"the data folder '{folder}' does not exist any more: .*saved at step 4 of 12"):
+        fit(trainer)
+    (tmp_path / "away").rename(folder)
+    again = make(tmp_path / "run", clip_set(folder), recipe="clips", eval_every=4, resume=True)
+    again.validator = Validator(evaluation_loader(clip_set(folder), 4))
+    fit(again)
+    assert [row["step"] for row in rows_of(tmp_path / "run", "val")] == [4, 8, 12]
 
 
 def test_an_empty_folder_is_a_disk_that_is_not_mounted(tmp_path):

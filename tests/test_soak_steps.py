@@ -9,7 +9,7 @@ import pytest
 for library in ("accelerate", "av"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
-from avfast.benches.soak import steps, toy  # noqa: E402
+from avfast.benches.soak import faults, steps, toy  # noqa: E402
 
 
 def test_a_few_hundred_steps_leave_nothing_behind():
@@ -38,3 +38,8 @@ def test_what_leaks_is_found(monkeypatch):
         handle.close()
     assert any("memory grew by" in text for text in row.failures)
     assert any(text.startswith("handles: ") for text in row.failures)
+
+
+def test_faults_at_random_steps():
+    rows = faults.check(faults.SMALL, 1, lambda line: None)
+    assert len(rows) == len(faults.FAULTS) and [text for row in rows for text in row.failures] == []

@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from avfast.errors import RunFault
+from avfast.errors import AvfastError, DataError, RunFault
 
 LOST = 3
 """Batches in a row without one readable sample after which the data are called gone."""
@@ -43,12 +43,17 @@ class Breakage:
         last = f"the last is {errors[-1]['path']}, which {errors[-1]['detail']}"
         where = "" if self.root is None else f" of '{self.root}'"
         if self.root is not None and (state := _gone(self.root)):
-            raise RunFault(f"the data folder '{self.root}' {state}: no {self.noun} can be read any more; {last}")
+            raise RunFault(f"the data folder '{self.root}' {state}: {last}")
         if self._lost >= LOST:
             raise RunFault(f"no {self.noun}{where} can be read any more: {LOST} batches in a row without one; {last}")
         failed, seen = (sum(column) for column in zip(*self._recent, strict=True))
         if seen >= WINDOW and failed > MOST * seen:
             raise RunFault(f"{failed} of the last {seen} {self.noun}{where} could not be read; {last}")
+
+    def explain(self, error: DataError) -> AvfastError:
+        """An error of reading a split: that of the folder, where this is what is wrong."""
+        state = "" if self.root is None else _gone(self.root)
+        return RunFault(f"the data folder '{self.root}' {state}: {error}") if state else error
 
 
 def _gone(root: Path) -> str:

@@ -36,7 +36,7 @@ from avfast.engine.sources import ADVICE, count_errors, training_loader, trainin
 from avfast.engine.state import local_buffers, restore_rng_state, rng_state, versions
 from avfast.engine.validate import Validator
 from avfast.engine.watch import Watch
-from avfast.errors import AvfastError, CheckpointError, RunFault
+from avfast.errors import AvfastError, CheckpointError, DataError, RunFault
 from avfast.evaluate import collapse_indicators
 from avfast.methods import Method, StepOutput
 
@@ -348,7 +348,10 @@ class Trainer:
         if self.validator is not None:
             alone = self.accelerator.num_processes == 1  # several go through it together
             stopping = lambda: alone and stop.signal_name is not None  # noqa: E731
-            row = self.validator(self.method, self.pipeline, self.accelerator.autocast, stop=stopping)
+            try:
+                row = self.validator(self.method, self.pipeline, self.accelerator.autocast, stop=stopping)
+            except DataError as error:
+                raise self._lost(DataLost(self.breakage.explain(error))) from error
             if self._any(row is None):
                 return False
         self.looked, self._unsaved = self.step, True

@@ -20,6 +20,7 @@ from types import ModuleType
 CHECKS: dict[str, str] = {
     "steps": "steps",
     "kill": "kill",
+    "faults": "faults",
     "fuzz_media": "fuzz_media",
     "processes": "processes",
     "folder": "folder",
