@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import shutil
 import types
@@ -30,6 +31,7 @@ from avfast.engine.sources import evaluation_loader, open_data, training_loader,
 from avfast.engine.state import local_buffers, restore_rng_state, rng_state  # noqa: E402
 from avfast.engine.validate import Validator  # noqa: E402
 from avfast.methods import StepOutput, get_method, recipe_names  # noqa: E402
+from avfast.ops._counter import content_key  # noqa: E402
 
 SMALL = {
     "av-align": [("method.size=32", "method.frames=1", "method.duration=1")],
@@ -41,11 +43,13 @@ SMALL = {
     "fusion-tuning": [("method.classes=3", "method.size=32", "method.frames=1", "method.duration=1",
                        f"method.stage={stage}", *more)
                       for stage, more in (("audio", ("method.audio_init=abri_channel", "method.sparsity=1e-4")),
-                                          ("video", ()), ("joint", ("method.head=gated",)))],
+                                          ("video", ()), ("joint", ("method.head=gated",)),
+                                          ("joint", ("method.masks=conf", "method.audio_confidence={}/a.json",
+                                                     "method.visual_confidence={}/v.json")))],
     "sound2scene": [("method.visual_size=32", "method.visual=resnet-tiny", "method.duration=1", f"method.stage={stage}")
                     for stage in ("localiser", "generator", "audio")],
 }  # fmt: skip
-"""Recipe to the words of each of its forms."""
+"""Recipe to the words of each of its forms; {} is a folder with what earlier stages leave."""
 MOVES = {"densecl": (".queue._buffers.rows", ".queue._buffers.pointer", "momentum_network", "_generator"),
          "cim": ("momentum_branch",)}  # fmt: skip
 """What must have moved in these two steps, for the check to say anything about it."""
@@ -99,7 +103,7 @@ def batches(method, words):
         torch.manual_seed(seed)
         batch = pipeline(pipeline.example(6))
         batch["label"] = torch.arange(6) % 3
-        batch["key"] = torch.arange(6) + 10 * seed
+        batch["key"] = torch.tensor([content_key(str(i + 3 * seed)) for i in range(6)])
         yield batch
 
 
@@ -118,7 +122,10 @@ def step(method, optimizer, batch, number) -> torch.Tensor:
 def test_nothing_that_changes_in_training_lives_outside_the_state(recipe, words, tmp_path):
     """Queues, momentum copies, generators, counters: after two steps, a fresh method that loads the state, through a
     file, holds all that the trained one holds, in every attribute of every object in it, and goes on with its bits."""
-    config = parse_config(recipe, list(words))
+    for name, sure in (("a", 0.9), ("v", 0.3)):
+        means = {str(i): sure - 0.02 * i for i in range(9)}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"confidence": means}))
+    config = parse_config(recipe, [word.format(tmp_path) for word in words])
     method = build_method(config).train()
     method.prepare_training(9)
     optimizer = build_optimizer(method, config.optim, 6)
