@@ -7,6 +7,7 @@ renaming it). A run may be killed again after it was resumed. Kills take turns w
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -16,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .rows import Row
 
 UNIT = "kills per recipe"
-SMALL, LONG, MINUTES = 2, 20, 25
+SMALL, LONG, MINUTES = 2, 20, 15
 
 ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("av", "accelerate", "jsonargparse", "transformers", "safetensors", "sklearn", "PIL", "kornia")
 CLIPS, SCENES = 48, 40
 CPU = ("--device", "cpu")
 _CLIP = ("method.size=32", "method.frames=1", "method.duration=1", "data.batch_size=8")
@@ -54,19 +55,8 @@ RECIPES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def check(size: int, seed: int, say: Callable[[str], None]) -> list[Row]:
-    with _missing() as missing:
-        return [Row("SIGKILL", "runs are killed and resumed", missing=missing)] if missing else _all(size, seed, say)
-
-
-@contextmanager
-def _missing() -> Iterator[str]:
-    import importlib.util
-
-    names = ("av", "accelerate", "jsonargparse", "transformers", "safetensors", "sklearn", "PIL", "kornia")
-    yield ", ".join(name for name in names if importlib.util.find_spec(name) is None)
-
-
-def _all(size: int, seed: int, say: Callable[[str], None]) -> list[Row]:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        return [Row("SIGKILL", "runs are killed and resumed", missing=f"without {', '.join(missing)}")]
     with tempfile.TemporaryDirectory(prefix="avfast-kill-") as folder, Runner() as runner:
         return [kills(name, size, seed, Path(folder), runner, say) for name in RECIPES]
 
