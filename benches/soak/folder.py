@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -67,22 +68,26 @@ def counted(root: Path) -> Iterator[dict[str, int]]:
     """How often folders below ``root`` are listed, and files in it looked at and read, inside the block."""
     from avfast.data import identity
 
-    found = {"listed": 0, "looked": 0, "read": 0}
+    found, lock = {"listed": 0, "looked": 0, "read": 0}, threading.Lock()  # files are read in several threads
     real = os.scandir, os.stat, identity.content_digest
 
     def below(path: object) -> bool:
         return isinstance(path, (str, os.PathLike)) and str(path).startswith(str(root))
 
+    def count(name: str, one: bool) -> None:
+        with lock:
+            found[name] += one
+
     def scandir(path: object = "."):
-        found["listed"] += below(path)
+        count("listed", below(path))
         return real[0](path)
 
     def look(path: object, **options):
-        found["looked"] += below(path) and str(path).endswith(".mp4")
+        count("looked", below(path) and str(path).endswith(".mp4"))
         return real[1](path, **options)
 
     def digest(path: object) -> bytes:
-        found["read"] += below(path)
+        count("read", below(path))
         return real[2](path)
 
     os.scandir, os.stat, identity.content_digest = scandir, look, digest
