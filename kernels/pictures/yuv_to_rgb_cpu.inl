@@ -19,8 +19,9 @@ struct YuvAxes {
 
 struct YuvToRgb {
   typedef int32_t Word __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
+  typedef int16_t Short __attribute__((vector_size(AVFAST_VECTOR_BYTES)));
   typedef int32_t Four __attribute__((vector_size(16)));
-  static constexpr int64_t lanes = AVFAST_VECTOR_BYTES / 4;
+  static constexpr int64_t lanes = AVFAST_VECTOR_BYTES / 4, width = 2 * lanes;  // of words and of shorts
   static constexpr int32_t row_bits = 7;      // behind the point of a sum of rows: 15 bits in all
   static constexpr int32_t matrix_bits = 13;  // of the matrix
 
@@ -51,55 +52,72 @@ struct YuvToRgb {
 #endif
   }
 
-  // A vector of bytes as words. GCC's own conversion goes element by element.
-  static Word widened(const uint8_t* p) {
+  // A vector of bytes as shorts. GCC's own conversion goes element by element.
+  static Short widened(const uint8_t* p) {
 #if AVFAST_VECTOR_BYTES == 64
-    return (Word)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    return (Short)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
 #elif AVFAST_VECTOR_BYTES == 32
-    return (Word)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+    return (Short)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__SSE2__)
     typedef char sixteen __attribute__((vector_size(16)));
-    typedef int16_t eight __attribute__((vector_size(16)));
-    int32_t bits;
+    int64_t bits;
     std::memcpy(&bits, p, sizeof bits);
-    const eight shorts = (eight)__builtin_ia32_punpcklbw128((sixteen)Four{bits}, sixteen{});
-    return (Word)__builtin_ia32_punpcklwd128(shorts, eight{});
+    typedef int64_t two __attribute__((vector_size(16)));
+    return (Short)__builtin_ia32_punpcklbw128((sixteen)two{bits}, sixteen{});
 #else
-    return Word{p[0], p[1], p[2], p[3]};
+    Short x;
+    for (int64_t l = 0; l < width; ++l) x[l] = p[l];
+    return x;
 #endif
   }
 
-  // Two vectors of words as shorts, in order.
-  static void narrowed(Word a, Word b, int16_t* to) {
+  // Shorts of two rows side by side, the lower or the upper half of every sixteen bytes; and words so ordered as shorts in order.
+  static Word beside(Short a, Short b, bool upper) {
 #if AVFAST_VECTOR_BYTES == 64
-    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)a));
-    _mm256_storeu_si256((__m256i*)(to + lanes), _mm512_cvtepi32_epi16((__m512i)b));
+    return (Word)(upper ? _mm512_unpackhi_epi16((__m512i)a, (__m512i)b) : _mm512_unpacklo_epi16((__m512i)a, (__m512i)b));
 #elif AVFAST_VECTOR_BYTES == 32
-    const __m256i mixed = _mm256_packs_epi32((__m256i)a, (__m256i)b);
-    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(mixed, 0xd8));
-#elif defined(__SSE2__)
-    const auto both = __builtin_ia32_packssdw128(a, b);
-    std::memcpy(to, &both, sizeof both);
+    return (Word)(upper ? _mm256_unpackhi_epi16((__m256i)a, (__m256i)b) : _mm256_unpacklo_epi16((__m256i)a, (__m256i)b));
 #else
-    for (int64_t l = 0; l < lanes; ++l) to[l] = int16_t(a[l]), to[l + lanes] = int16_t(b[l]);
+    return (Word)(upper ? __builtin_shuffle(a, b, Short{4, 12, 5, 13, 6, 14, 7, 15})
+                        : __builtin_shuffle(a, b, Short{0, 8, 1, 9, 2, 10, 3, 11}));
+#endif
+  }
+  static Short narrowed(Word lower, Word upper) {
+#if AVFAST_VECTOR_BYTES == 64
+    return (Short)_mm512_packs_epi32((__m512i)lower, (__m512i)upper);
+#elif AVFAST_VECTOR_BYTES == 32
+    return (Short)_mm256_packs_epi32((__m256i)lower, (__m256i)upper);
+#elif defined(__SSE2__)
+    return (Short)__builtin_ia32_packssdw128(lower, upper);
+#else
+    Short x;
+    for (int64_t l = 0; l < lanes; ++l) x[l] = int16_t(lower[l]), x[l + lanes] = int16_t(upper[l]);
+    return x;
 #endif
   }
 
+  // N vectors of shorts.
   template <int64_t N>
   static void sum_rows(
       const uint8_t* p, int64_t stride, const int16_t* weight, int64_t taps, int64_t ahead, int16_t* to) {
     constexpr int32_t shift = weight_bits - row_bits;
-    Word sum[N];
-    for (int64_t n = 0; n < N; ++n) sum[n] = Word{} + (1 << (shift - 1));
+    Word lower[N], upper[N];
+    for (int64_t n = 0; n < N; ++n) lower[n] = upper[n] = Word{} + (1 << (shift - 1));
     for (int64_t k = 0; k < taps; k += 2) {
-      const uint8_t *upper = p + k * stride, *lower = k + 1 < taps ? upper + stride : upper;
+      const uint8_t *first = p + k * stride, *second = k + 1 < taps ? first + stride : first;
       int32_t pair;
       std::memcpy(&pair, weight + k, sizeof pair);
-      prefetch(upper, ahead), prefetch(lower, ahead);
-      for (int64_t n = 0; n < N; ++n)
-        sum[n] += add_pairs(widened(upper + n * lanes) | widened(lower + n * lanes) << 16, Word{} + pair);
+      prefetch(first, ahead), prefetch(second, ahead);
+      for (int64_t n = 0; n < N; ++n) {
+        const Short a = widened(first + n * width), b = widened(second + n * width);
+        lower[n] += add_pairs(beside(a, b, false), Word{} + pair);
+        upper[n] += add_pairs(beside(a, b, true), Word{} + pair);
+      }
     }
-    for (int64_t n = 0; n < N; n += 2) narrowed(sum[n] >> shift, sum[n + 1] >> shift, to + n * lanes);
+    for (int64_t n = 0; n < N; ++n) {
+      const Short sum = narrowed(lower[n] >> shift, upper[n] >> shift);
+      std::memcpy(to + n * width, &sum, sizeof sum);
+    }
   }
 
   // What row i of the output is of rows of the plane, at the columns [low, high), into `line`.
@@ -109,12 +127,12 @@ struct YuvToRgb {
     // The rows that the next output row begins after: short pieces of rows far apart are not foreseen by the processor.
     const int64_t taps = down.taps[i], ahead = i + 1 < args.out_height ? (down.first[i + 1] - down.first[i]) * plane.stride : 0;
     int64_t x = low;
-    for (; x + 4 * lanes <= high; x += 4 * lanes) sum_rows<4>(p + x, plane.stride, weight, taps, ahead, line.data + x);
-    for (; x + 2 * lanes <= high; x += 2 * lanes) sum_rows<2>(p + x, plane.stride, weight, taps, ahead, line.data + x);
+    for (; x + 2 * width <= high; x += 2 * width) sum_rows<2>(p + x, plane.stride, weight, taps, ahead, line.data + x);
+    for (; x + width <= high; x += width) sum_rows<1>(p + x, plane.stride, weight, taps, ahead, line.data + x);
     if (x == high) return;
-    if (high - 2 * lanes >= low) {  // once more what is there already
-      x = high - 2 * lanes;
-      sum_rows<2>(p + x, plane.stride, weight, taps, ahead, line.data + x);
+    if (high - width >= low) {  // once more what is there already
+      x = high - width;
+      sum_rows<1>(p + x, plane.stride, weight, taps, ahead, line.data + x);
       return;
     }
     for (; x < high; ++x) {
