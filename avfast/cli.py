@@ -154,6 +154,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     tune = add("finetune", _finetune, "run the stages of a recipe: each modality alone, then both; one report")
     _training_arguments(tune)
 
+    again = add(
+        "report", _report, "write the report of a run and its pictures again, from its folder alone; or compare several"
+    )
+    again.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, also one that is still going or was killed"
+    )
+    again.add_argument(
+        "--out", type=Path, metavar="DIR|FILE.md", help="where to write (default: into the run's folder)"
+    )
+
     draw = add(
         "generate", _generate, "draw pictures from sounds with a finished run of sound2scene; status 1 if some failed"
     )
@@ -340,11 +350,16 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         return 0
     summary = pretrain(request)
     if summary is not None:
-        print("written:")
-        for path in summary.files:
-            print(f"  {path}")
-        print(f"read '{summary.out / 'report.md'}' first")
+        from avfast.engine.closing import closing_lines
+
+        print("\n".join(closing_lines(summary, summary.out / "report.md")))
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from avfast.engine.rebuild import report_command
+
+    return report_command(arguments.runs, arguments.out)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ def test_the_picture_shows_exemplars_beside_their_maps(tmp_path):
     maps = SimpleNamespace(
         logits=torch.randn(3, 2, 24, 24), truth=truth, prior=truth[0, 0] > 0, level=torch.tensor(0.4)
     )
-    path = correlation_maps(tmp_path / "maps.png", batch["context"], batch["exemplars"], maps)
+    path = correlation_maps(batch["context"], batch["exemplars"], maps).draw(tmp_path / "maps.png")
     assert path.stat().st_size > 5000
 
 
@@ -99,4 +99,4 @@ def test_no_picture_without_matplotlib(tmp_path, monkeypatch):
     from avfast.engine import figures_maps
 
     monkeypatch.setattr(figures_maps, "matplotlib_figure", lambda: None)
-    assert figures_maps.correlation_maps(tmp_path / "maps.png", None, None, None) is None
+    assert figures_maps.draw_correlation_maps(tmp_path / "maps.png", None, None, None, None, None, 0.0, 0.0) is None

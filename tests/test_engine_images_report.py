@@ -136,7 +136,7 @@ def test_correspondences_are_lines_in_the_colour_of_the_truth(tmp_path, keep):
     views = torch.zeros(3, 3, 32, 32)  # grey: every colour is a line
     found = {}
     for name, truth in (("right", torch.arange(16)), ("wrong", torch.arange(16).flip(0)), ("unknown", None)):
-        path = figures_images.correspondences(tmp_path / f"{name}.png", views, views, matches(keep, truth))
+        path = figures_images.correspondences(views, views, matches(keep, truth)).draw(tmp_path / f"{name}.png")
         found[name] = coloured(path)
     assert found["right"][0] > 1e-3 and found["right"][1] == 0
     assert found["wrong"][1] > 1e-3 and found["wrong"][0] == 0
@@ -161,7 +161,7 @@ def test_titles_of_the_curves_fit_and_legends_hide_no_line(tmp_path, monkeypatch
     }
     rows = [{**train, **values, "step": step} for step in (1, 2)] + [{"kind": "val", "step": 2, "loss": 1.5}]
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure) or path)
     figures.curves(tmp_path / "c.png", rows, rows, {"chance": 2.8})
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -12,6 +12,7 @@ for library in ("av", "transformers", "safetensors", "PIL", "matplotlib"):
 from PIL import Image  # noqa: E402
 from scene_fixtures import INPUTS, WIDTH, quiet_noise, small_modules, tone, write_run  # noqa: E402
 
+from avfast.engine.drawing import Album, kept_drawings  # noqa: E402
 from avfast.engine.scene import manipulation  # noqa: E402
 from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
 from avfast.nn.latents import edit_latent, mix_latents  # noqa: E402
@@ -67,7 +68,7 @@ def is_picture(path, least: int = 200) -> bool:
 
 def test_volume_sweep_draws_the_sound_at_each_gain(synthesiser, asked, noise, tmp_path):
     gains = (0.1, 1.0, 2.0)
-    path = manipulation.volume_sweep(tmp_path / "new" / "v.png", synthesiser, noise, gains=gains, seed=4, count=2)
+    path = manipulation.volume_sweep(synthesiser, noise, gains=gains, seed=4, count=2).draw(tmp_path / "new" / "v.png")
     assert path == tmp_path / "new" / "v.png" and is_picture(path)
     ((z, seed, count),) = asked  # one call, so all columns share their noise
     torch.testing.assert_close(z, synthesiser.embed(torch.stack([g * noise for g in gains])))
@@ -75,21 +76,21 @@ def test_volume_sweep_draws_the_sound_at_each_gain(synthesiser, asked, noise, tm
 
 
 def test_mixture_adds_the_second_sound_at_each_gain_and_ends_with_it_alone(synthesiser, asked, noise, note, tmp_path):
-    assert is_picture(manipulation.mixture(tmp_path / "m.png", synthesiser, noise, note, gains=(0.0, 0.5)))
+    assert is_picture(manipulation.mixture(synthesiser, noise, note, gains=(0.0, 0.5)).draw(tmp_path / "m.png"))
     ((z, _, _),) = asked
     torch.testing.assert_close(z, synthesiser.embed(torch.stack([noise, noise + 0.5 * note, note])))
 
 
 def test_image_and_sound_goes_from_the_one_to_the_other(synthesiser, asked, noise, picture, tmp_path):
-    assert is_picture(manipulation.image_and_sound(tmp_path / "i.png", synthesiser, picture, noise, steps=3))
+    assert is_picture(manipulation.image_and_sound(synthesiser, picture, noise, steps=3).draw(tmp_path / "i.png"))
     ((z, _, _),) = asked
     z_v, z_a = synthesiser.embed_pictures(picture[None]), synthesiser.embed(noise[None])
     torch.testing.assert_close(z, torch.cat([z_v, mix_latents(z_v, z_a, 0.5), z_a]))
 
 
 def test_edit_moves_the_picture_as_its_sound_gets_louder(synthesiser, asked, noise, picture, tmp_path):
-    path = manipulation.edit_by_sound(tmp_path / "e.png", synthesiser, picture, noise, strengths=(0.0, 2.0), quiet=0.2)
-    assert is_picture(path)
+    drawing = manipulation.edit_by_sound(synthesiser, picture, noise, strengths=(0.0, 2.0), quiet=0.2)
+    assert is_picture(drawing.draw(tmp_path / "e.png"))
     ((z, _, _),) = asked
     z_v = synthesiser.embed_pictures(picture[None])
     quiet, loud = synthesiser.embed(torch.stack([0.2 * noise, noise])).split(1)
@@ -100,10 +101,8 @@ def test_edit_moves_the_picture_as_its_sound_gets_louder(synthesiser, asked, noi
 @pytest.mark.parametrize("right", [None, [True, False]])
 def test_scene_sheet_draws_every_clip_from_its_sound(synthesiser, asked, noise, note, picture, tmp_path, right):
     waveforms, frames = torch.stack([noise, note]), picture.expand(2, -1, -1, -1)
-    path = manipulation.scene_sheet(
-        tmp_path / "s.png", synthesiser, waveforms, frames, ["a", "b"], right=right, count=3
-    )  # fmt: skip
-    assert is_picture(path)
+    drawing = manipulation.scene_sheet(synthesiser, waveforms, frames, ["a", "b"], right=right, count=3)
+    assert is_picture(drawing.draw(tmp_path / "s.png"))
     ((z, seed, count),) = asked
     torch.testing.assert_close(z, synthesiser.embed(waveforms))
     assert (seed, count) == (0, 3)
@@ -123,23 +122,32 @@ def test_a_sound_without_an_answer_leaves_its_figure_out(noise, picture, tmp_pat
     modules["audio_head"].bias.data.fill_(-1e6)
     dead = Synthesiser.load(write_run(tmp_path / "dead", modules))
     assert not dead.embed(noise[None]).any()
-    assert manipulation.image_and_sound(tmp_path / "i.png", dead, picture, noise) is None
-    assert manipulation.volume_sweep(tmp_path / "v.png", dead, noise, count=1)
-    assert manipulation.edit_by_sound(tmp_path / "e.png", dead, picture, noise, count=1)
+    assert manipulation.image_and_sound(dead, picture, noise) is None
+    assert manipulation.volume_sweep(dead, noise, count=1).draw(tmp_path / "v.png")
+    assert manipulation.edit_by_sound(dead, picture, noise, count=1).draw(tmp_path / "e.png")
 
 
-def test_without_matplotlib_nothing_is_drawn(synthesiser, asked, monkeypatch, noise, picture, tmp_path):
-    monkeypatch.setattr(manipulation, "matplotlib_figure", lambda: None)
-    path = tmp_path / "x.png"
-    made = [
-        manipulation.volume_sweep(path, synthesiser, noise),
-        manipulation.mixture(path, synthesiser, noise, noise),
-        manipulation.image_and_sound(path, synthesiser, picture, noise),
-        manipulation.edit_by_sound(path, synthesiser, picture, noise),
-        manipulation.scene_sheet(path, synthesiser, noise[None], picture[None], ["a"]),
-        manipulation.sheet(path, [torch.zeros(2, 2)], [picture[None]], ["a"], "title", duration=1.0),
+def test_without_matplotlib_nothing_is_drawn_but_all_is_kept(synthesiser, monkeypatch, noise, picture, tmp_path):
+    drawings = [
+        manipulation.volume_sweep(synthesiser, noise),
+        manipulation.mixture(synthesiser, noise, noise),
+        manipulation.image_and_sound(synthesiser, picture, noise),
+        manipulation.edit_by_sound(synthesiser, picture, noise),
+        manipulation.scene_sheet(synthesiser, noise[None], picture[None], ["a"]),
     ]
-    assert made == [None] * 6 and not asked and not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(manipulation, "matplotlib_figure", lambda: None)
+        album = Album(tmp_path)
+        made = [album.add(f"p{i}", f"p{i}.png", drawing) for i, drawing in enumerate(drawings)]
+        assert made == [None] * 5 and not album.pictures and not list(tmp_path.glob("*.png"))
+        assert (
+            manipulation.sheet(tmp_path / "x.png", [torch.zeros(2, 2)], [picture[None]], ["a"], "t", duration=1) is None
+        )
+    kept, problems = kept_drawings(tmp_path)
+    assert [k.title for k in kept] == [f"p{i}" for i in range(5)] and not problems
+    for now, later in zip(drawings, kept, strict=True):  # where matplotlib is, the same pictures
+        first, second = (d.draw(tmp_path / f"{n}.png") for n, d in (("first", now), ("second", later.drawing)))
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_same_latent_gives_the_same_column(synthesiser):

@@ -12,13 +12,17 @@ import torch
 from avfast.data.outputs import require_folder
 from avfast.engine.build import build_method
 from avfast.engine.checkpoint import write_atomic
+from avfast.engine.closing import closing_lines
+from avfast.engine.conclude import Outcome
 from avfast.engine.config import parse_config
+from avfast.engine.dead_channels import batch_norms
 from avfast.engine.plan import probe_step
 from avfast.engine.pretrain import Request, pretrain
-from avfast.engine.report import RunSummary, Section
+from avfast.engine.record import Section
+from avfast.engine.report import REPORT
 from avfast.engine.signals import Interrupted
 from avfast.engine.tables import align_tables
-from avfast.errors import ConfigError, DataError, MissingDependency
+from avfast.errors import ConfigError, DataError
 from avfast.methods import Method
 
 RECIPE = "av-align"
@@ -60,16 +64,16 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
     threads = torch.get_num_threads()
     chosen = _faster_threads(request)
 
-    def sections(summary: RunSummary, method: Method) -> list[Section]:
-        summary.notes.append(f"trained with {chosen} of {threads} threads")
+    def sections(outcome: Outcome, method: Method) -> list[Section]:
+        outcome.note(f"trained with {chosen} of {threads} threads")
         torch.set_num_threads(threads)
         _say("4. batch-norm scan of the encoders just trained")
-        bn = _bn_scan(method, summary.out)
+        bn = _bn_scan(method, outcome)
         _say("5. kernels on this machine")
         return [
             Section("Media scan", scan),
             Section("Batch-norm scan", bn),
-            Section("Kernels", _kernels(summary)),
+            Section("Kernels", _kernels(outcome.out)),
         ]
 
     try:
@@ -80,10 +84,9 @@ def demo(out: Path, *, budget: float | None = None, device: str = "auto", seed: 
     finally:
         torch.set_num_threads(threads)
     if summary is not None:
-        _say(f"done in {time.monotonic() - began:.0f} s; written:")
-        for path in summary.files:
-            print(f"  {path}")
-        print(f"read '{summary.out / 'report.md'}' first")
+        _say(f"done in {time.monotonic() - began:.0f} s")
+        for line in closing_lines(summary, summary.out / REPORT):
+            print(line)
     return 0
 
 
@@ -132,21 +135,18 @@ def _scan(folder: Path, json_path: Path) -> str:
     return f"{report.summary} (`{json_path.name}`)"
 
 
-def _bn_scan(method: Method, out: Path) -> str:
+def _bn_scan(method: Method, outcome: Outcome) -> str:
     from avfast.nn import scan_batchnorm
 
     report = scan_batchnorm(method)
     text = json.dumps(report.to_dict(), indent=1)
-    write_atomic(out / "bn-scan.json", lambda path: path.write_text(text))
+    write_atomic(outcome.out / "bn-scan.json", lambda path: path.write_text(text))
     planted = _planted(method)
     print(report.summary())
     print(planted)
     parts = [f"{report.summary()}. A network this young has few or none.", planted, f"```\n{report}\n```"]
-    try:
-        report.plot(out / "figures" / "bn-scan.png")
-        parts.append("![batch-norm scan](figures/bn-scan.png)")
-    except MissingDependency as error:
-        parts.append(str(error))
+    outcome.album.add("", "figures/bn-scan.png", batch_norms(report))
+    parts.append("![batch-norm scan](figures/bn-scan.png)")
     return "\n\n".join(parts)
 
 
@@ -171,13 +171,13 @@ def _planted(method: Method) -> str:
     return f"Check on a copy with {count} channels killed on purpose: {count - missed} found, {false} false alarms."
 
 
-def _kernels(summary: RunSummary) -> str:
+def _kernels(out: Path) -> str:
     try:
         from avfast.benches.quick import kernel_table, markdown
     except ImportError as error:
         return f"Not timed: the benchmarks are not installed beside avfast ({error})."
     rows = kernel_table(KERNEL_TABLE_SECONDS)
-    write_atomic(summary.out / "kernels.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
+    write_atomic(out / "kernels.json", lambda path: path.write_text(json.dumps(rows, indent=1)))
     text = align_tables(markdown(rows))
     print(f"{OP_SPEED}\n\n{text}")
     return f"{OP_SPEED}\n\n{text}"

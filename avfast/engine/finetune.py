@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from avfast.engine.checkpoint import clear_temporary, load_checkpoint, write_atomic
+from avfast.engine.conclude import Outcome
 from avfast.engine.config import parse_config
 from avfast.engine.dead_channels import dead_channels
 from avfast.engine.demo_data import MADE, made_folder, make_data
-from avfast.engine.finetune_report import write_finetune_report
+from avfast.engine.finetune_report import STAGES, compose
 from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.processes import is_main, main_first
+from avfast.engine.record import Section
+from avfast.engine.report_scores import headline
 from avfast.engine.resume import finished, newest_of
 from avfast.engine.signals import interruptible
 from avfast.engine.sources import open_data
+from avfast.engine.stages import begin_stages, closing_lines, read_stages, write_stages_report
 from avfast.errors import ConfigError
-from avfast.methods import get_method
+from avfast.methods import Method, get_method
 from avfast.nn.confidences import Confidences
 
-STAGES = ("audio", "video", "joint")
 SHARES = {"audio": 0.25, "video": 0.25, "joint": 0.5}
 """Of the budget; what a stage leaves goes to those after it."""
 ENCODERS = {"audio": "audio", "video": "visual"}
@@ -93,13 +96,16 @@ def _finetune(request: Request, say: Callable[[str], None]) -> Path | None:
             if request.budget is not None:
                 budget = max(1.0, (request.budget - spent) * SHARES[name] / left)
             started = time.monotonic()
-            pretrain(dataclasses.replace(stage.request, budget=budget), say=say, extra=dead_channels)
+            extra = _sections(name, stage.request.out, data)
+            summary = pretrain(dataclasses.replace(stage.request, budget=budget), say=say, extra=extra)
+            for line in headline(summary.scores) if summary else ():
+                say(line)
             spent += time.monotonic() - started
             moved = moved or name in ENCODERS
         left -= SHARES[name]
         if request.dry_run:
             continue
-        if name in ENCODERS:
+        if name in ENCODERS and stage.finished:  # perhaps by a call that came no further
             with main_first(request.device):
                 if is_main():
                     hand_over(stage.request.out, name, data)
@@ -108,9 +114,23 @@ def _finetune(request: Request, say: Callable[[str], None]) -> Path | None:
         return None
     if not is_main():
         return None
-    report = write_finetune_report(request.out, STAGES, data=data, seconds=time.monotonic() - began)
-    say(f"report of all stages: '{report}'")
+    begin_stages(request.out, request.recipe, seconds=time.monotonic() - began)
+    stages = read_stages(request.out, request.recipe, STAGES)
+    report = write_stages_report(stages, compose)
+    for line in closing_lines(stages, report):
+        say(line)
     return report
+
+
+def _sections(name: str, folder: Path, data: str) -> Callable[[Outcome, Method], list[Section]]:
+    """What a stage does before its report: hand on what it knows, and look at its batch norms."""
+
+    def sections(outcome: Outcome, method: Method) -> list[Section]:
+        if name in ENCODERS:
+            hand_over(folder, name, data)
+        return dead_channels(outcome, method)
+
+    return sections
 
 
 def stage_words(request: Request) -> dict[str, list[str]]:

@@ -1,68 +1,48 @@
-"""One report of all stages, from what they left in their folders."""
+"""The report of the stages of Fusion Tuning: accuracies, what each modality is worth, confidences and masks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from avfast.data.demo import honesty_line
-from avfast.engine.checkpoint import write_atomic
-from avfast.engine.progress import clock
-from avfast.engine.sources import open_data
-from avfast.engine.tables import align_tables
+from avfast.engine.record import RunSummary
+from avfast.engine.stages import Stages
+from avfast.errors import AvfastError
 from avfast.ops.mask_ratio import mask_ratio
 
+STAGES = ("audio", "video", "joint")
 COLUMNS = ("trained", "untrained", "shuffled")
 
 
-def write_finetune_report(out: Path, stages: Sequence[str], *, data: str, seconds: float) -> Path:
-    """Write ``out/report.md`` and return its path; its first line says what kind of data the numbers come from."""
-    found = {name: json.loads((out / name / "results.json").read_text()) for name in stages}
-    config = json.loads((out / stages[-1] / "config.json").read_text())
-    parts = [
-        honesty_line(open_data(data, on_error=config["data.on_error"]).source.manifest),
-        f"# {config['recipe']}: report of all stages",
-        "## Accuracy",
-        _accuracy(found),
-        "## What the modalities are worth in the joint model",
-        _worth(found[stages[-1]], out / stages[-1] / "metrics.jsonl"),
-        "## Confidence and masks",
-        _masks(out, config),
-        "## Stages",
-        "\n".join(
-            f"- {name}: {r['step']} steps, weights of step {r['best_step'] or r['step']}; [report]({name}/report.md)"
-            for name, r in found.items()
-        ),
-        f"This call took {clock(seconds)} (minutes:seconds).",
-    ]
-    text = align_tables("\n\n".join(parts) + "\n")
-    write_atomic(out / "report.md", lambda path: path.write_text(text))
-    return out / "report.md"
+def compose(stages: Stages) -> list[str]:
+    """The parts of the report, of whatever has been done."""
+    parts = ["## Accuracy", _accuracy(stages.runs)]
+    joint = stages.runs.get("joint")
+    if joint is not None:
+        parts += ["## What the modalities are worth in the joint model", _worth(joint)]
+        parts += ["## Confidence and masks", _masks(stages, joint.config)]
+    return parts
 
 
-def _cell(results: dict[str, Any], column: str, metric: str) -> str:
-    score = results["scores"].get(column, {}).get(metric)
-    if score is None or score["value"] is None:
-        return ""
-    interval = "" if score["interval"] is None else " [{:.3f}, {:.3f}]".format(*score["interval"])
-    return f"{score['value']:.3f}{interval}"
+def _cell(run: RunSummary, column: str, metric: str) -> str:
+    score = run.scores.get(column, {}).get(metric)
+    return "" if score is None or score.value is None else score.text()
 
 
-def _accuracy(found: dict[str, Any]) -> str:
+def _accuracy(runs: dict[str, RunSummary]) -> str:
     rows = [
         "| what | stage | trained | chance | untrained | shuffled labels |",
         "|---|---|---|---|---|---|",
     ]
-    for name, results in found.items():
-        for metric, score in results["scores"]["trained"].items():
+    for name, run in runs.items():
+        for metric, score in run.scores.get("trained", {}).items():
             if not metric.startswith(("accuracy", "linear probe")) or metric == "accuracy nothing":
                 continue
-            chance = "" if score["chance"] is None else f"{score['chance']:.3f}"
-            cells = [_cell(results, column, metric) for column in COLUMNS]
+            chance = "" if score.chance is None else f"{score.chance:.3f}"
+            cells = [_cell(run, column, metric) for column in COLUMNS]
             rows.append(f"| {metric} | {name} | {cells[0]} | {chance} | {cells[1]} | {cells[2]} |")
     return "\n".join([
         *rows, "",
@@ -72,40 +52,44 @@ def _accuracy(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _worth(joint: dict[str, Any], log: Path) -> str:
+def _worth(joint: RunSummary) -> str:
     lines = [
-        f"- {metric}: {score['value']:.3f}"
-        for metric, score in joint["scores"]["trained"].items()
-        if metric.startswith("Shapley") and score["value"] is not None
+        f"- {metric}: {score.value:.3f}"
+        for metric, score in joint.scores.get("trained", {}).items()
+        if metric.startswith("Shapley") and score.value is not None
     ]
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    shares = [r["audio_gradient_share"] for r in rows if r["kind"] == "train" and "audio_gradient_share" in r]
+    shares = [r["audio_gradient_share"] for r in joint.of("train") if _number(r, "audio_gradient_share")]
     if shares:
         lines.append(
             f"- share of the gradient at the head's input that goes to audio: {shares[0]:.2f} at first, "
             f"{shares[-1]:.2f} at the end (0.5 is even)"
         )
-    epochs = [r for r in rows if r["kind"] == "val" and "accuracy_joint" in r]
+    names = ("loss", "accuracy_joint", "accuracy_audio", "accuracy_video")
+    epochs = [r for r in joint.of("val") if all(_number(r, name) for name in names)]
     if epochs:
         lines += ["", "| step | validation loss | joint | audio | video |", "|---|---|---|---|---|"]
-        lines += [
-            f"| {r['step']} | {r['loss']:.3f} | {r['accuracy_joint']:.3f} | {r['accuracy_audio']:.3f} | "
-            f"{r['accuracy_video']:.3f} |" for r in epochs
-        ]  # fmt: skip
-    return "\n".join(lines)
+        lines += [f"| {r['step']} | {' | '.join(f'{r[name]:.3f}' for name in names)} |" for r in epochs]
+    return "\n".join(lines) or "not known yet"
 
 
-def _masks(out: Path, config: dict[str, Any]) -> str:
-    means = {s: json.loads((out / s / "confidence.json").read_text())["confidence"] for s in ("audio", "video")}
-    both = sorted(means["audio"].keys() & means["video"].keys())
-    audio, video = (torch.tensor([means[s][id] for id in both]) for s in ("audio", "video"))
+def _number(row: dict[str, Any], name: str) -> bool:
+    return isinstance(row.get(name), (int, float))
+
+
+def _masks(stages: Stages, config: dict[str, Any]) -> str:
+    try:
+        means = {name: _confidence(stages.out / name / "confidence.json") for name in ("audio", "video")}
+        mode = config["method.masks"]
+        options = {name: config[f"method.{name}"] for name in ("threshold", "eta", "rho", "rule")}
+        both = sorted(means["audio"].keys() & means["video"].keys())
+        audio, video = (torch.tensor([means[s][id] for id in both]) for s in ("audio", "video"))
+        ratios = mask_ratio(audio, video, **options)
+    except (AvfastError, OSError, KeyError, ValueError, TypeError) as error:
+        return f"not available: {str(error) or type(error).__name__}"
     rows = ["| stream | clips | mean confidence | quartiles |", "|---|---|---|---|"]
     for name, c in (("audio", audio), ("video", video)):
         quartiles = ", ".join(f"{q:.2f}" for q in c.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist())
         rows.append(f"| {name} | {len(c)} | {c.mean():.3f} | {quartiles} |")
-    mode = config["method.masks"]
-    options = {name: config[f"method.{name}"] for name in ("threshold", "eta", "rho", "rule")}
-    ratios = mask_ratio(audio, video, **options)
     told = ", ".join(f"{name} {value}" for name, value in options.items())
     rows += ["", f"Masks: {mode} ({told})."]
     if mode != "none":
@@ -115,3 +99,8 @@ def _masks(out: Path, config: dict[str, Any]) -> str:
             for name, r in zip(("audio", "video"), ratios, strict=True)
         ]
     return "\n".join(rows)
+
+
+def _confidence(path: Path) -> dict[str, float]:
+    stored = json.loads(path.read_text(encoding="utf-8"))["confidence"]
+    return {str(id): float(value) for id, value in stored.items()}

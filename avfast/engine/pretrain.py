@@ -3,7 +3,8 @@ order."""
 
 from __future__ import annotations
 
-import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,18 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from avfast.data.demo import honesty_line
 from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
 from avfast.engine.build import build_accelerator, build_method, with_classes
-from avfast.engine.checkpoint import clear_temporary, write_atomic
-from avfast.engine.conclude import conclude
+from avfast.engine.checkpoint import clear_temporary
+from avfast.engine.conclude import Outcome, conclude, curves_title
 from avfast.engine.config import TrainConfig, parse_config
-from avfast.engine.demo_data import FOLDERS, MADE, made_folder, make_data
+from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.loop import Trainer, TrainResult
 from avfast.engine.plan import make_plan
 from avfast.engine.processes import main_first, patience, together, wait_for_all
-from avfast.engine.report import RunSummary, Section, headline, write_report
+from avfast.engine.rebuild import CURVES
+from avfast.engine.record import RunSummary, Section, read_run, write_json, write_results, write_start, write_stopped
+from avfast.engine.report import how_lines, write_report
 from avfast.engine.resume import checkpoint_to_continue, control_to_continue
 from avfast.engine.signals import Budget, Interrupted, StopRequest, exit_code, interruptible
 from avfast.engine.sources import (
@@ -35,7 +41,7 @@ from avfast.engine.sources import (
     training_sampler,
 )
 from avfast.engine.validate import Validator
-from avfast.errors import ConfigError
+from avfast.errors import AvfastError, ConfigError
 from avfast.evaluate import ShuffledLabels, ShuffledPairs, shuffled_order
 from avfast.methods import Method
 from avfast.methods.base import LabelledInputs
@@ -73,13 +79,13 @@ def pretrain(
     request: Request,
     *,
     say: Callable[[str], None] = print,
-    extra: Callable[[RunSummary, Method], list[Section]] | None = None,
+    extra: Callable[[Outcome, Method], list[Section]] | None = None,
 ) -> RunSummary | None:
     """Run a request to its report.
 
     Args:
         say: receives lines for the person at the terminal.
-        extra: called after the evaluation with the summary and the trained method; returns more report
+        extra: called after the evaluation with what came out and the trained method; returns more report
             sections.
 
     Returns:
@@ -180,16 +186,13 @@ class Job:
 
     def run(self, plan_lines: list[str], resume: Path | None, extra: Any) -> RunSummary:
         out, config = self.request.out, self.config
+        self.plan_lines = plan_lines
         if self.accelerator.is_main_process:
-            text = json.dumps(config.to_dict(), indent=2) + "\n"
-            out.mkdir(parents=True, exist_ok=True)
             clear_temporary(out, out / "figures", *(p for p in (out / "export").rglob("*") if p.is_dir()))
         with StopRequest() as stop:
             share = 0.5 if config.run.control else 1.0
             budget = Budget(None if self.request.budget is None else self.request.budget * share)
             trained = self._train(self.train_set, out, resume, stop, budget, self.steps, "main")
-            if self.accelerator.is_main_process:
-                write_atomic(out / "config.json", lambda path: path.write_text(text))
             control = None
             if config.run.control:
                 order = shuffled_order(len(self.train_set), seed=config.run.seed)
@@ -205,31 +208,53 @@ class Job:
                 return None
             try:
                 stop.at_once()
-                summary = self._conclude(trained, control, plan_lines, extra)
+                summary = self._conclude(trained, control, extra)
             except KeyboardInterrupt:
                 name, last = stop.signal_name or "SIGINT", trained.checkpoints["last"]
+                write_stopped(out, f"{name} in the evaluation")
                 raise Interrupted(
                     f"{name} in the evaluation: the training is saved in '{last}'; evaluate with --resume auto",
                     exit_code(name),
                 ) from None
         wait_for_all()
-        for line in headline(summary.scores):
-            self.tell(line)
         return summary
 
-    def _conclude(
-        self, trained: TrainResult, control: TrainResult | None, plan_lines: list[str], extra: Any
-    ) -> RunSummary:
+    def _conclude(self, trained: TrainResult, control: TrainResult | None, extra: Any) -> RunSummary:
         """Evaluation, exports and report."""
         out = self.request.out
-        summary, chosen = conclude(self, trained, control, plan_lines)
-        sections = extra(summary, chosen) if extra else []
-        summary.files += [p for p in sorted(out.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-        made = {"clips", *FOLDERS}
-        summary.files = [p for p in summary.files if not made & set(p.relative_to(out).parts[:2])]
-        report = write_report(summary, sections)
-        summary.files = sorted({*summary.files, report})
+        outcome, chosen = conclude(self, trained, control)
+        outcome.results["sections"] += extra(outcome, chosen) if extra else []
+        outcome.results["how"] = [f"ended: {_now()}"]
+        write_results(out, outcome.results)
+        # From here on everything is read from the folder, as `avfast report` will read it.
+        summary = read_run(out)
+        curves = {summary.curves: CURVES} if (out / CURVES).is_file() else {}
+        summary.pictures = curves | {n: str(p.relative_to(out)) for n, p in outcome.album.pictures.items()}
+        write_report(summary)
         return summary
+
+    def _write_start(self, step: int) -> None:
+        """What the report needs to know of the request, and the configuration. Results go that a training from
+        `step` on makes old."""
+        if step < self.steps:
+            (self.request.out / "results.json").unlink(missing_ok=True)
+        if step == 0:  # of a run that this one replaces
+            (self.request.out / "control" / "metrics.jsonl").unlink(missing_ok=True)
+        out, method = self.request.out, self.method
+        precision = self.config.run.precision
+        device = f"{self.accelerator.device}, {torch.get_num_threads()} CPU threads, precision {precision}"
+        words = sys.argv[1:] if sys.argv[1:2] in (["pretrain"], ["finetune"]) else _words(self.request)
+        write_json(out / "config.json", self.config.to_dict())
+        write_start(out, {
+            "recipe": self.config.recipe, "honesty": honesty_line(self.bundle.source.manifest),
+            "noun": self.bundle.noun, "shuffled": method.inputs.control, "curves": curves_title(method.inputs),
+            "supervised": isinstance(method.inputs, LabelledInputs), "plan": self.plan_lines, "bounds": self.bounds,
+            "steps": self.steps, "device": device, "command": shlex.join(["avfast", *words]),
+            "how": [
+                f"command: `{shlex.join(['avfast', *sys.argv[1:]])}`; every setting is in `config.json`",
+                *how_lines(device), f"begun: {_now()}",
+            ],
+        })  # fmt: skip
 
     def _train(
         self,
@@ -255,6 +280,9 @@ class Job:
             self.tell(f"{kind}: continuing at step {trainer.step} of {steps} from '{resume}'")
         for line in trainer.remarks:
             self.tell(f"{kind}: {line}")
+        main, where = self.accelerator.is_main_process, "" if kind == "main" else f" in its {kind}"
+        if kind == "main" and main:
+            self._write_start(trainer.step)
         try:
             with (
                 together(lambda: f"in step {trainer.step + 1}; continue with --resume auto"),
@@ -264,8 +292,16 @@ class Job:
         except KeyboardInterrupt:
             last = trainer.generations.present().get("last")
             kept = f"the last saved state is in '{last}'; continue with --resume auto" if last else "nothing was saved"
+            if main:
+                write_stopped(self.request.out, f"SIGINT{where}")
             raise Interrupted(f"Ctrl-C twice, stopped within step {trainer.step + 1} of {steps}: {kept}", 130) from None
+        except AvfastError as error:
+            if main:
+                write_stopped(self.request.out, f"an error{where} ({error})")
+            raise
         if result.stopped.upper().startswith("SIG"):
+            if main:
+                write_stopped(self.request.out, f"{result.stopped}{where}")
             raise Interrupted(
                 f"{result.stopped} at step {result.step} of {result.steps}: state saved in "
                 f"'{result.checkpoints['last']}'; continue with --resume auto", exit_code(result.stopped)
@@ -274,6 +310,18 @@ class Job:
             self.tell(f"budget spent at step {result.step} of {result.steps}; continue with --resume auto")
         self.seconds["training" if kind == "main" else "shuffled-pair control"] = time.monotonic() - began
         return result
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def _words(request: Request) -> list[str]:
+    """A request as it would be typed."""
+    words = ["pretrain", "--recipe", request.recipe, "--data", request.data, "--out", str(request.out)]
+    for option, value in (("--preset", request.preset), ("--config", request.config_file)):
+        words += [] if value is None else [option, str(value)]
+    return [*words, "--device", request.device, *request.words]
 
 
 def _data_folder(request: Request, method: Method, stack: ExitStack, tell: Callable[[str], None]) -> Path:

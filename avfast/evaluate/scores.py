@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,33 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Any) -> Score:
+        """The score that :meth:`to_dict` told, also after a way through JSON; unknown keys are left out.
+
+        Raises:
+            ValueError: it is something else.
+
+        >>> Score.from_dict(Score(0.5, interval=(0.25, 0.75), n=4).to_dict()).text()
+        '0.500 [0.250, 0.750]'
+        """
+        if not isinstance(stored, dict) or "value" not in stored:
+            raise ValueError(f"a score is an object with a value, got {stored!r:.80}")
+        values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        for name in ("value", "chance"):
+            if not isinstance(values.get(name), (int, float, type(None))):
+                raise ValueError(f"a score's {name} is a number or null, got {values[name]!r:.80}")
+        for name in ("chance_range", "interval"):
+            pair = values.get(name)
+            if pair is not None:
+                good = isinstance(pair, (list, tuple)) and len(pair) == 2
+                if not good or not all(isinstance(x, (int, float)) for x in pair):
+                    raise ValueError(f"a score's {name} is two numbers or null, got {pair!r:.80}")
+                values[name] = tuple(pair)
+        if not isinstance(values.get("n", 0), int):
+            raise ValueError(f"a score's n is a whole number, got {values['n']!r:.80}")
+        return cls(**{k: str(v) if k in ("protocol", "reason") else v for k, v in values.items()})
 
 
 def bootstrap_interval(

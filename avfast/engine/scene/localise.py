@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfast.engine.figures import _save, _strip, matplotlib_figure
+from avfast.engine.drawing import Drawing
+from avfast.engine.figures import _strip, matplotlib_figure, save_figure
 from avfast.evaluate import Score, localisation_scores
 from avfast.nn.pictures import to_signed
 from avfast.nn.sound_localiser import SoundLocaliser
@@ -60,17 +61,31 @@ def mosaic_scores(
 
 
 def localisation_figure(
+    frames: Tensor, own_heat: Tensor, mosaic: Tensor, mosaic_heat: Tensor, names: list[str], *, most: int = 6
+) -> Drawing:
+    """Frames with their maps, and mosaics with theirs: ``[N, 3, S, S]`` normalised and ``[N, h, w]`` each."""
+    return Drawing("localisation", {
+        "frames": _shown(frames[:most]), "own_heat": own_heat[:most].cpu(), "mosaic": _shown(mosaic[:most]),
+        "mosaic_heat": mosaic_heat[:most].cpu(), "names": names[:most],
+    })  # fmt: skip
+
+
+def _shown(pictures: Tensor) -> Tensor:
+    return ((to_signed(pictures) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def draw_localisation(
     path: Path, frames: Tensor, own_heat: Tensor, mosaic: Tensor, mosaic_heat: Tensor, names: list[str]
 ) -> Path | None:
-    """Frames with their maps, and mosaics with theirs: ``[N, 3, S, S]`` normalised and ``[N, h, w]`` each."""
+    """Pictures uint8 ``[N, 3, S, S]`` and maps ``[N, h, w]``."""
     if (figure_class := matplotlib_figure()) is None:
         return None
-    count = min(len(frames), 6)
+    count = len(frames)
     figure = figure_class(figsize=(1.7 * count + 0.6, 7.2), layout="constrained")
     axes = figure.subplots(4, count, squeeze=False)
     for column in range(count):
         for row, (pictures, heat) in enumerate(((frames, own_heat), (mosaic, mosaic_heat))):
-            shown = ((to_signed(pictures[column]) + 1) / 2).permute(1, 2, 0).numpy()
+            shown = pictures[column].permute(1, 2, 0).numpy()
             side = shown.shape[0]
             large = F.interpolate(heat[column][None, None], (side, side), mode="bilinear")[0, 0].numpy()
             axes[2 * row, column].imshow(shown)
@@ -81,4 +96,4 @@ def localisation_figure(
     for row, label in enumerate(("frame", "heard where", "mosaic", "heard where")):
         axes[row, 0].set_ylabel(label, fontsize=8)
     figure.suptitle("cosine of every place with the sound (red: high); a mosaic holds the clip and three others")
-    return _save(figure, path)
+    return save_figure(figure, path)

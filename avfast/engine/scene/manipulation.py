@@ -1,8 +1,8 @@
 """Pictures of what a model makes of louder, quieter, mixed and edited sounds.
 
 The manipulations are those of the project page of Sung-Bin et al., CVPR 2023. In each figure all columns share their
-noise, row by row: what differs between columns comes from the sound. matplotlib is optional; every function returns
-None where it is absent.
+noise, row by row: what differs between columns comes from the sound. A figure is computed first, as a drawing that can
+be kept, and drawn then; without matplotlib ``draw`` returns None.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfast.engine.figures import BAD, GOOD, _save, _spectrogram, _strip, matplotlib_figure
+from avfast.engine.drawing import Drawing
+from avfast.engine.figures import BAD, GOOD, _spectrogram, _strip, matplotlib_figure, save_figure
 from avfast.engine.scene.synthesis import Synthesiser
 from avfast.nn.latents import edit_latent, mix_latents
 
@@ -22,48 +23,42 @@ GAINS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)
 
 
 def volume_sweep(
-    path: Path, synthesiser: Synthesiser, waveform: Tensor, *, gains: Sequence[float] = GAINS, seed: int = 0,
+    synthesiser: Synthesiser, waveform: Tensor, *, gains: Sequence[float] = GAINS, seed: int = 0,
     count: int = 2,
-) -> Path | None:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """One sound ``[S]`` multiplied by each gain: what the network hears, and its pictures.
 
     Titles give the cosine of each latent with that of the sound as it is.
     """
-    if matplotlib_figure() is None:
-        return None
     waveforms = torch.tensor(gains)[:, None] * waveform
     z, as_is = synthesiser.embed(waveforms), synthesiser.embed(waveform[None])
     titles = [f"gain {g:g}, cos {c:.2f}" for g, c in zip(gains, (z @ as_is.T)[:, 0].tolist(), strict=True)]
     return _sweep(
-        path, synthesiser, z, titles, "one sound at several volumes (above: input of the network; cos: with gain 1)",
+        synthesiser, z, titles, "one sound at several volumes (above: input of the network; cos: with gain 1)",
         waveforms=waveforms, seed=seed, count=count,
     )  # fmt: skip
 
 
 def mixture(
-    path: Path, synthesiser: Synthesiser, first: Tensor, second: Tensor, *, gains: Sequence[float] = (0.0, *GAINS),
+    synthesiser: Synthesiser, first: Tensor, second: Tensor, *, gains: Sequence[float] = (0.0, *GAINS),
     names: tuple[str, str] = ("first", "second"), seed: int = 0, count: int = 2,
-) -> Path | None:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """Two sounds ``[S]`` added, the second at each gain, and at last the second alone."""
-    if matplotlib_figure() is None:
-        return None
     waveforms = torch.cat([first + torch.tensor(gains)[:, None] * second, second[None]])
     # Names of classes are longer than a column is wide.
     titles = ["the first" if g == 0 else f"+ {g:g} x the second" for g in gains] + ["the second"]
     return _sweep(
-        path, synthesiser, synthesiser.embed(waveforms), titles, f"{names[0]}, and {names[1]}, in one scene",
+        synthesiser, synthesiser.embed(waveforms), titles, f"{names[0]}, and {names[1]}, in one scene",
         waveforms=waveforms, seed=seed, count=count,
     )  # fmt: skip
 
 
 def image_and_sound(
-    path: Path, synthesiser: Synthesiser, picture: Tensor, waveform: Tensor, *, steps: int = 5, seed: int = 0,
+    synthesiser: Synthesiser, picture: Tensor, waveform: Tensor, *, steps: int = 5, seed: int = 0,
     count: int = 2,
-) -> Path | None:  # fmt: skip
+) -> Drawing | None:  # fmt: skip
     """From a picture's latent (uint8 ``[3, H, W]``) to a sound's (``[S]``) in steps; None too where the model answers
     the sound with zeros."""
-    if matplotlib_figure() is None:
-        return None
     z_v, z_a = synthesiser.embed_pictures(picture[None]), synthesiser.embed(waveform[None])
     if not z_a.any():
         return None  # a latent of zeros is no place to go to
@@ -71,30 +66,28 @@ def image_and_sound(
     z = torch.cat([mix_latents(z_v, z_a, t) for t in shares])
     titles = [f"{t:.0%} picture" for t in shares]
     title = f"from the picture on the left to the sound (cosine of their latents {(z_v * z_a).sum().item():.2f})"
-    return _sweep(path, synthesiser, z, titles, title, picture=picture, seed=seed, count=count)
+    return _sweep(synthesiser, z, titles, title, picture=picture, seed=seed, count=count)
 
 
 def edit_by_sound(
-    path: Path, synthesiser: Synthesiser, picture: Tensor, waveform: Tensor, *,
+    synthesiser: Synthesiser, picture: Tensor, waveform: Tensor, *,
     strengths: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0), quiet: float = 0.1, loud: float = 1.0, seed: int = 0,
     count: int = 2,
-) -> Path | None:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """A picture's latent moved along what a sound's does as its gain goes from `quiet` to `loud`."""
-    if matplotlib_figure() is None:
-        return None
     z_v = synthesiser.embed_pictures(picture[None])
     z_quiet, z_loud = synthesiser.embed(torch.stack([quiet * waveform, loud * waveform])).split(1)
     z = torch.cat([edit_latent(z_v, z_quiet, z_loud, s) for s in strengths])
     titles = [f"strength {s:g}" for s in strengths]
     moved = torch.linalg.vector_norm(z_loud - z_quiet).item()
     title = f"the picture on the left, moved as its sound from gain {quiet:g} to {loud:g} (that moves by {moved:.2f})"
-    return _sweep(path, synthesiser, z, titles, title, picture=picture, seed=seed, count=count)
+    return _sweep(synthesiser, z, titles, title, picture=picture, seed=seed, count=count)
 
 
 def scene_sheet(
-    path: Path, synthesiser: Synthesiser, waveforms: Tensor, frames: Tensor, names: Sequence[str], *,
+    synthesiser: Synthesiser, waveforms: Tensor, frames: Tensor, names: Sequence[str], *,
     right: Sequence[bool] | None = None, seed: int = 0, count: int = 4,
-) -> Path | None:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """Test clips, one a row: spectrogram, true frame, and pictures drawn from the sound alone.
 
     Args:
@@ -103,15 +96,14 @@ def scene_sheet(
         names: what each row is called.
         right: for each row whether the pictures were judged to be of its class; green or red titles.
     """
-    if matplotlib_figure() is None:
-        return None
     spectrograms = drawn_spectrograms(synthesiser, waveforms)
     pictures = synthesiser.images(synthesiser.embed(waveforms), seed=seed, count=count)
     kind = "" if right is None else " (green: judged to be of the clip's class)"
-    return sheet(
-        path, spectrograms, pictures, names, f"pictures from the sounds of test clips{kind}", frames=frames,
-        right=right, duration=synthesiser.duration,
-    )  # fmt: skip
+    return Drawing("sheet", {
+        "spectrograms": spectrograms, "pictures": pictures.cpu(), "names": list(names), "frames": frames,
+        "title": f"pictures from the sounds of test clips{kind}", "right": None if right is None else list(right),
+        "duration": synthesiser.duration,
+    })  # fmt: skip
 
 
 def sheet(
@@ -136,7 +128,7 @@ def sheet(
             row[1].set_title("frame of the clip", fontsize=7)
     _strip(axes[:, 1:])
     figure.suptitle(title, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def drawn_spectrograms(synthesiser: Synthesiser, waveforms: Tensor) -> Tensor:
@@ -146,17 +138,29 @@ def drawn_spectrograms(synthesiser: Synthesiser, waveforms: Tensor) -> Tensor:
 
 
 def _sweep(
-    path: Path, synthesiser: Synthesiser, z: Tensor, titles: Sequence[str], title: str, *, seed: int, count: int,
+    synthesiser: Synthesiser, z: Tensor, titles: Sequence[str], title: str, *, seed: int, count: int,
     waveforms: Tensor | None = None, picture: Tensor | None = None,
-) -> Path | None:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """A column for each latent; above them spectrograms of one colour scale, or left of them a picture."""
-    pictures = synthesiser.images(z, seed=seed, count=count)
-    top, left = int(waveforms is not None), int(picture is not None)
-    columns = len(z) + left
-    figure = matplotlib_figure()(figsize=(1.5 * columns + 0.6, 1.5 * (count + top) + 0.6), layout="constrained")
+    heard = None if waveforms is None else drawn_spectrograms(synthesiser, waveforms)
+    pictures = synthesiser.images(z, seed=seed, count=count).cpu()
+    return Drawing("sweep", {
+        "pictures": pictures, "titles": list(titles), "title": title, "heard": heard, "picture": picture,
+    })  # fmt: skip
+
+
+def draw_sweep(
+    path: Path, pictures: Tensor, titles: list[str], title: str, heard: Tensor | None, picture: Tensor | None
+) -> Path | None:
+    """Pictures uint8 ``[columns, K, 3, S, S]``, spectrograms ``[columns, bins, time]`` above them or None, a picture
+    uint8 ``[3, H, W]`` left of them or None."""
+    if (figure_class := matplotlib_figure()) is None:
+        return None
+    count, top, left = pictures.shape[1], int(heard is not None), int(picture is not None)
+    columns = len(pictures) + left
+    figure = figure_class(figsize=(1.5 * columns + 0.6, 1.5 * (count + top) + 0.6), layout="constrained")
     axes = figure.subplots(count + top, columns, squeeze=False)
-    if waveforms is not None:
-        heard = drawn_spectrograms(synthesiser, waveforms)
+    if heard is not None:
         low, high = heard.min().item(), heard.max().item()
         for axis, values in zip(axes[0], heard, strict=True):
             axis.imshow(values.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high)
@@ -172,7 +176,7 @@ def _sweep(
         axis.set_title(words, fontsize=7)
     _strip(axes)
     figure.suptitle(title, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _show(axis: Any, picture: Tensor) -> None:

@@ -27,11 +27,13 @@ from avfast.engine.export import export_modules
 from avfast.engine.generations import Generations
 from avfast.engine.pretrain import Request, pretrain
 from avfast.engine.processes import is_main, main_first
+from avfast.engine.report_scores import headline
 from avfast.engine.resume import finished, newest_of
 from avfast.engine.scene.frames import extract_frames
 from avfast.engine.scene.targets import scene_targets
 from avfast.engine.signals import interruptible
 from avfast.engine.sources import DataBundle, open_data
+from avfast.engine.stages import begin_stages
 from avfast.errors import ConfigError
 from avfast.generator import fold_spectral_norm
 from avfast.methods import get_method
@@ -129,6 +131,10 @@ def _train_scene(request: Request, say: Callable[[str], None]) -> Path | None:
         if is_main():
             clear_temporary(scene.out, scene.frames, *(p for p in (scene.out / "export").rglob("*") if p.is_dir()))
         write_frames(scene)
+    from avfast.engine.scene.report import scene_facts, write_scene_report
+
+    if is_main():
+        begin_stages(scene.out, RECIPE, **scene_facts(scene))
     spent, left, moved = 0.0, 1.0, set()
     for name in STAGES:
         if name == "image" and scene.given:
@@ -150,11 +156,7 @@ def _train_scene(request: Request, say: Callable[[str], None]) -> Path | None:
     if not is_main():
         return None
     _collect(scene)
-    from avfast.engine.scene.report import write_scene_report
-
-    report = write_scene_report(scene, seconds=time.monotonic() - began)
-    say(f"report of all stages: '{report}'")
-    return report
+    return write_scene_report(scene, seconds=time.monotonic() - began)
 
 
 def open_scene(request: Request, say: Callable[[str], None]) -> Scene:
@@ -220,7 +222,9 @@ def run_stage(scene: Scene, name: str, budget: float | None = None, *, anew: boo
         return False
     else:
         scene.say(f"stage {name}")
-    pretrain(own, say=scene.say)
+    summary = pretrain(own, say=scene.say)
+    for line in headline(summary.scores) if summary else ():
+        scene.say(line)
     return True
 
 

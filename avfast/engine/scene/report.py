@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,16 @@ import torch
 from torch import Tensor
 
 from avfast.data.demo import honesty_line
-from avfast.engine.checkpoint import write_atomic
 from avfast.engine.config import DataConfig
+from avfast.engine.drawing import Album
 from avfast.engine.inputs import InputPipeline
-from avfast.engine.progress import clock
+from avfast.engine.record import RunSummary, write_json
 from avfast.engine.scene import manipulation
 from avfast.engine.scene.localise import localisation_figure, mosaic_scores
 from avfast.engine.scene.scores import PICTURES, SceneScores, scene_scores
 from avfast.engine.scene.synthesis import Synthesiser
 from avfast.engine.sources import build_dataset, evaluation_loader, readable
-from avfast.engine.tables import align_tables
+from avfast.engine.stages import Stages, begin_stages, closing_lines, read_stages, write_stages_report
 from avfast.evaluate import Score
 from avfast.nn.scene_targets import SceneTargets
 
@@ -42,38 +41,69 @@ LEGEND = (
 
 
 def write_scene_report(scene: Scene, *, seconds: float) -> Path:
-    """Score, draw, and write ``report.md`` and ``results.json``; the first line says what kind of data it is."""
-    from avfast.engine.scene.pipeline import stage_method
+    """Score and draw, keep what came out, and write ``report.md`` from that; the first line says what kind of data it
+    is."""
+    from avfast.engine.scene.pipeline import RECIPE, STAGES, stage_method
 
     synthesiser = Synthesiser.load(scene.out / "export")
     found = scene_scores(scene, stage_method, synthesiser)
     clips = _test_clips(scene, stage_method)
-    localised, pictures = ({}, {}) if clips is None else _show(scene, stage_method, synthesiser, found, clips)
-    parts = [
-        honesty_line(scene.bundle.source.manifest),
-        "# sound2scene: report of all stages",
-        "## Result",
-        _result(found),
-        "## Where a sound comes from",
-        _localised(localised, scene),
-        "## Pictures",
-        "\n\n".join(f"{title}\n\n![{title}]({path.relative_to(scene.out)})" for title, path in pictures.items())
-        or "no pictures: no test split, or matplotlib is not installed (pip install 'avfast[plots]')",
-        "## Alignment of sounds with pictures",
-        _alignment(scene.out / "audio"),
-        "## Stages",
-        _stages(scene),
-        f"This call took {clock(seconds)} (minutes:seconds). Draw from your own sounds with "
-        f"`avfast generate --audio FILE --checkpoint {scene.out} --out DIR`.",
-    ]
-    results = {arm: {name: score.to_dict() for name, score in row.items()} for arm, row in found.scores.items()}
+    album = Album(scene.out)
+    localised = {} if clips is None else _show(scene, stage_method, synthesiser, found, clips, album)
+    results: dict[str, Any] = {
+        arm: {name: score.to_dict() for name, score in row.items()} for arm, row in found.scores.items()
+    }
     results |= {"localiser": {name: score.to_dict() for name, score in localised.items()}}
     if found.judge is not None:
         results["judge"] = {"accuracy": found.judge.to_dict()}
-    write_atomic(scene.out / "results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
-    text = align_tables("\n\n".join(parts) + "\n")
-    write_atomic(scene.out / "report.md", lambda path: path.write_text(text))
-    return scene.out / "report.md"
+    write_json(scene.out / "results.json", results)
+    begin_stages(scene.out, RECIPE, **scene_facts(scene), seconds=seconds)
+    stages = read_stages(scene.out, RECIPE, STAGES)
+    stages.pictures = {title: str(path.relative_to(scene.out)) for title, path in album.pictures.items()}
+    report = write_stages_report(stages, compose)
+    for line in closing_lines(stages, report):
+        scene.say(line)
+    return report
+
+
+def scene_facts(scene: Scene) -> dict[str, Any]:
+    """What the report of all stages needs to know beside the scores."""
+    config = scene.config.method
+    given = {"image": scene.given, "generator": config.generator_weights}
+    facts = {
+        "honesty": honesty_line(scene.bundle.source.manifest), "given": {k: v for k, v in given.items() if v},
+        "rule": config.frame_rule, "frames": config.frames,
+    }  # fmt: skip
+    if scene.targets.is_file():
+        scores = SceneTargets.read(scene.targets).scores
+        facts["spread"] = (scores.amax(dim=1) - scores.amin(dim=1)).mean().item()
+    return facts
+
+
+def compose(stages: Stages) -> list[str]:
+    """The parts of the report, from what the run kept."""
+    try:
+        scores = {
+            arm: {str(name): Score.from_dict(score) for name, score in row.items()}
+            for arm, row in stages.results.items() if arm in (*COLUMNS, "localiser", "judge")
+        }  # fmt: skip
+    except (ValueError, AttributeError) as error:
+        stages.own_problems.append(f"'{stages.out / 'results.json'}' is damaged ({error})")
+        scores = {}
+    drawn = "\n\n".join(f"{title}\n\n![{title}]({file})" for title, file in stages.pictures.items())
+    return [
+        "## Result",
+        _result(
+            {arm: scores[arm] for arm in COLUMNS if arm in scores}, scores.get("judge", {}).get("accuracy"), stages
+        ),
+        "## Where a sound comes from",
+        _localised(scores.get("localiser", {}), stages.facts),
+        "## Pictures",
+        drawn
+        or "no pictures: no test split, matplotlib is not installed (pip install 'avfast[plots]'), or not drawn yet",
+        "## Alignment of sounds with pictures",
+        _alignment(stages.runs.get("audio")),
+    ]
 
 
 def _test_clips(scene: Scene, load: Any) -> dict[str, Tensor] | None:
@@ -95,10 +125,10 @@ def _test_clips(scene: Scene, load: Any) -> dict[str, Tensor] | None:
 
 
 def _show(
-    scene: Scene, load: Any, synthesiser: Synthesiser, found: SceneScores, clips: dict[str, Tensor]
-) -> tuple[dict[str, Score], dict[str, Path]]:
-    """Localisation on mosaics, and every figure that could be made, by its title."""
-    folder, labels, waveforms = scene.out / "figures", clips["label"], clips["waveform"]
+    scene: Scene, load: Any, synthesiser: Synthesiser, found: SceneScores, clips: dict[str, Tensor], album: Album
+) -> dict[str, Score]:
+    """Scores of localisation on mosaics; every figure that can be made goes into the album."""
+    labels, waveforms = clips["label"], clips["waveform"]
     classes = scene.bundle.source.classes
     names = [classes[label] if label >= 0 else f"clip {i}" for i, label in enumerate(labels.tolist())]
     picks = _one_of_each(labels)
@@ -111,27 +141,20 @@ def _show(
     right = None if found.judged is None else (found.judged == found.labels)[picks].tolist()
     one, two = picks[0], picks[len(picks) // 2]
     draw = manipulation
-    made = {
-        "Pictures from the sounds of test clips": draw.scene_sheet(
-            folder / "scenes.png", synthesiser, waveforms[picks], clips["raw"][picks], [names[i] for i in picks],
-            right=right,
-        ),
-        "Volume": draw.volume_sweep(folder / "volume.png", synthesiser, waveforms[one]),
-        "Mixture of two sounds": draw.mixture(
-            folder / "mixture.png", synthesiser, waveforms[one], waveforms[two], names=(names[one], names[two])
-        ),
-        "Picture and sound together": draw.image_and_sound(
-            folder / "image_and_sound.png", synthesiser, clips["raw"][one], waveforms[two]
-        ),
-        "A picture edited by a sound that becomes louder": draw.edit_by_sound(
-            folder / "edit.png", synthesiser, clips["raw"][one], waveforms[one]
-        ),
-        "Localisation": localisation_figure(
-            folder / "localisation.png", clips["frames"][shown], own, mosaic[shown], heat[shown],
-            [names[i] for i in shown],
-        ),
-    }  # fmt: skip
-    return scores, {title: path for title, path in made.items() if path is not None}
+    album.add("Pictures from the sounds of test clips", "figures/scenes.png", draw.scene_sheet(
+        synthesiser, waveforms[picks], clips["raw"][picks], [names[i] for i in picks], right=right
+    ))  # fmt: skip
+    album.add("Volume", "figures/volume.png", draw.volume_sweep(synthesiser, waveforms[one]))
+    mixture = draw.mixture(synthesiser, waveforms[one], waveforms[two], names=(names[one], names[two]))
+    album.add("Mixture of two sounds", "figures/mixture.png", mixture)
+    together = draw.image_and_sound(synthesiser, clips["raw"][one], waveforms[two])
+    album.add("Picture and sound together", "figures/image_and_sound.png", together)
+    edited = draw.edit_by_sound(synthesiser, clips["raw"][one], waveforms[one])
+    album.add("A picture edited by a sound that becomes louder", "figures/edit.png", edited)
+    album.add("Localisation", "figures/localisation.png", localisation_figure(
+        clips["frames"][shown], own, mosaic[shown], heat[shown], [names[i] for i in shown]
+    ))  # fmt: skip
+    return scores
 
 
 def _one_of_each(labels: Tensor, most: int = 12) -> list[int]:
@@ -141,30 +164,32 @@ def _one_of_each(labels: Tensor, most: int = 12) -> list[int]:
     return [int((labels == label).nonzero()[0]) for label in labels.unique()][:most]
 
 
-def _result(found: SceneScores) -> str:
-    if not found.scores:
-        return "not available: no test split"
-    arms = list(found.scores)
+def _result(scores: dict[str, dict[str, Score]], stages: Stages) -> str:
+    if "trained" not in scores:
+        return "not available: " + ("no test split" if stages.results else "the run has not come to its evaluation")
+    arms, judge = [arm for arm in COLUMNS if arm in scores], scores.get("judge", {}).get("accuracy")
     rows = [
         "| metric | chance | " + " | ".join(COLUMNS[arm] for arm in arms) + " |",
         "|---|---|" + "---|" * len(arms),
     ]
-    protocols = []
-    for name, score in found.scores["trained"].items():
-        cells = [found.scores[arm][name].text() for arm in arms]
+    protocols: list[str] = []
+    for name, score in scores["trained"].items():
+        cells = [scores[arm][name].text() if name in scores[arm] else "" for arm in arms]
         rows.append(f"| {name} | {score.chance_text()} | " + " | ".join(cells) + " |")
         protocols += [score.protocol] if score.protocol and score.protocol not in protocols else []
-    head = found.scores["trained"].get("R@1")
+    head = scores["trained"].get("R@1")
     lines = []
     if head is not None and head.value is not None:
         chance = head.chance or 1.0
-        others = ", ".join(f"{COLUMNS[arm]} {found.scores[arm]['R@1'].value:.3f}" for arm in arms if arm != "trained")
-        lines.append(
-            f"**A judge trained on real frames finds the right class in {head.value:.3f} of the drawn pictures, "
-            f"{head.value / chance:.1f} times chance [chance {chance:.3f}; {others}; n={head.n}]**\n"
+        firsts = {arm: scores[arm].get("R@1") for arm in arms if arm != "trained"}
+        others = [f"{COLUMNS[arm]} {s.value:.3f}" for arm, s in firsts.items() if s is not None and s.value is not None]
+        stages.heads.append(
+            f"A judge trained on real frames finds the right class in {head.value:.3f} of the drawn pictures, "
+            f"{head.value / chance:.1f} times chance [chance {chance:.3f}; {', '.join(others)}; n={head.n}]"
         )
-    if found.judge is not None:
-        lines.append(f"The judge itself is right on {found.judge.text()} of the real test frames.\n")
+        lines.append(f"**{stages.heads[-1]}**\n")
+    if judge is not None:
+        lines.append(f"The judge itself is right on {judge.text()} of the real test frames.\n")
     return "\n".join([
         *lines, *rows, "", *(f"- {text}" for text in LEGEND),
         f"- {PICTURES} pictures of each clip, from the same noise in every column.", "", "Protocols:", "",
@@ -172,42 +197,27 @@ def _result(found: SceneScores) -> str:
     ])  # fmt: skip
 
 
-def _localised(scores: dict[str, Score], scene: Scene) -> str:
-    table = SceneTargets.read(scene.targets)
-    spread = (table.scores.amax(dim=1) - table.scores.amin(dim=1)).mean()
-    rule = scene.config.method.frame_rule
-    lines = [
-        f"- The picture of a clip is chosen by rule `{rule}` among {table.frames} frames; scores within a clip differ "
-        f"by {spread:.3f} on average."
-    ]
+def _localised(scores: dict[str, Score], facts: dict[str, Any]) -> str:
+    lines = []
+    if isinstance(spread := facts.get("spread"), float):
+        lines.append(
+            f"- The picture of a clip is chosen by rule `{facts.get('rule')}` among {facts.get('frames')} frames; "
+            f"scores within a clip differ by {spread:.3f} on average."
+        )
     rows = ["", "| metric | value | chance | protocol |", "|---|---|---|---|"]
     rows += [f"| {n} | {s.text()} | {s.chance_text()} | `{s.protocol}` |" for n, s in scores.items()]
-    return "\n".join(lines + (rows if scores else []))
+    return "\n".join(lines + (rows if scores else [])) or "not known yet"
 
 
-def _alignment(folder: Path) -> str:
-    results = json.loads((folder / "results.json").read_text())["scores"]
+def _alignment(run: RunSummary | None) -> str:
+    if run is None or "trained" not in run.scores:
+        return "not known yet"
     rows = ["| metric | trained | chance | untrained | shuffled pairs |", "|---|---|---|---|---|"]
-    for metric, score in results["trained"].items():
-        if score["value"] is None or not metric.startswith(("R@", "median rank")):
+    for metric, score in run.scores["trained"].items():
+        if score.value is None or not metric.startswith(("R@", "median rank")):
             continue
-        cells = [
-            f"{results[arm][metric]['value']:.3f}" if arm in results else "not run" for arm in ("untrained", "shuffled")
-        ]
-        chance = "" if score["chance"] is None else f"{score['chance']:.3f}"
-        rows.append(f"| {metric} | {score['value']:.3f} | {chance} | {cells[0]} | {cells[1]} |")
+        others = [run.scores.get(arm, {}).get(metric) for arm in ("untrained", "shuffled")]
+        cells = ["not run" if s is None or s.value is None else f"{s.value:.3f}" for s in others]
+        chance = "" if score.chance is None else f"{score.chance:.3f}"
+        rows.append(f"| {metric} | {score.value:.3f} | {chance} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
-
-
-def _stages(scene: Scene) -> str:
-    lines = []
-    for name in ("image", "localiser", "generator", "audio"):
-        folder = scene.out / name
-        if not (folder / "results.json").is_file():
-            given = scene.given if name == "image" else scene.config.method.generator_weights
-            lines.append(f"- {name}: left out, `{given}` was given")
-            continue
-        results = json.loads((folder / "results.json").read_text())
-        step = results["best_step"] or results["step"]
-        lines.append(f"- {name}: {results['step']} steps, weights of step {step}; [report]({name}/report.md)")
-    return "\n".join(lines)
