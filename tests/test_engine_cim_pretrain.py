@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from engine_fixtures import real_scenes
+from report_fixtures import rebuilds_itself
 
 for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transformers", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -41,6 +42,10 @@ def trained(tmp_path_factory):
 
 def rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_report_comes_back_from_the_folder_alone(trained, tmp_path, monkeypatch):
+    rebuilds_itself(trained, tmp_path / "copy", monkeypatch)
 
 
 def test_every_model_is_scored_in_every_metric(trained):

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from engine_fixtures import real_clips
+from report_fixtures import rebuilds_itself
 
 for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transformers", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -57,7 +58,27 @@ def test_every_stage_leaves_its_run_and_there_is_one_report(tuned):
     ):  # fmt: skip
         assert part in report, part
     joint = (tuned / "joint" / "report.md").read_text()
-    assert "Dead channels" in joint and "Shuffled labels" in joint and "batchnorm_visual_after.png" in joint
+    assert "Dead channels" in joint and "Shuffled labels" in joint and "batchnorm_visual_after_training.png" in joint
+
+
+def test_all_reports_and_pictures_come_back_from_the_folder_alone(tuned, tmp_path, monkeypatch):
+    rebuilds_itself(tuned, tmp_path / "copy", monkeypatch)
+
+
+def test_stages_that_were_killed_have_a_report_of_what_there_is(tuned, tmp_path, capsys):
+    out = tmp_path / "killed"
+    shutil.copytree(tuned, out)
+    shutil.rmtree(out / "joint")
+    for path in (out / "run.json", out / "report.md", out / "video" / "results.json"):
+        path.unlink()
+    assert main(["report", str(out)]) == 0
+    said, text = capsys.readouterr().out, (out / "report.md").read_text()
+    assert text.startswith("demo data: real pictures") and "# fusion-tuning: report of all stages" in text
+    for shown in (said, text):
+        assert "audio: finished at step 12 of 12" in shown and "joint: not begun" in shown
+        assert "video: no end on record: still running, or killed; the log ends at step 12 of 12" in shown
+        assert "go on where it stopped: `avfast" in shown
+    assert "accuracy audio" in text and "accuracy video" not in text
 
 
 def test_confidences_are_of_every_training_clip_by_content(tuned):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_fixtures import real_clips, real_scenes
+from report_fixtures import rebuilds_itself
 
 for library in ("PIL", "av", "sklearn", "kornia", "accelerate", "jsonargparse", "transformers", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -58,6 +59,10 @@ def trained(tmp_path_factory):
 
 
 # ------------------------------------------------------------------------------------------- a run and its report
+
+
+def test_the_report_comes_back_from_the_folder_alone(trained, tmp_path, monkeypatch):
+    rebuilds_itself(trained, tmp_path / "copy", monkeypatch)
 
 
 def test_every_model_is_scored_in_every_metric(trained):

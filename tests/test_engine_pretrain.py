@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_fixtures import real_clips
+from report_fixtures import rebuilds_itself
 
 for library in ("av", "accelerate", "jsonargparse", "transformers", "safetensors", "sklearn"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -131,6 +132,11 @@ def test_the_report_begins_honestly_and_lists_what_exists(learned):
     assert all((learned / name).is_file() for name in listed)
     shown = [part.split(")")[0] for part in text.split("](")[1:]]
     assert all((learned / name).stat().st_size > 5000 for name in shown)
+
+
+def test_the_report_comes_back_from_the_folder_alone(learned, tmp_path, monkeypatch):
+    """Moved, and without the clips."""
+    rebuilds_itself(learned, tmp_path / "moved", monkeypatch)
 
 
 def test_exported_encoders_load_without_avfast(learned):

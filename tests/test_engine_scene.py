@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_fixtures import real_clips
+from report_fixtures import rebuilds_itself
 
 for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transformers", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -70,6 +71,10 @@ def test_every_stage_leaves_its_run_and_there_is_one_report(run):
     if "no pictures" not in text:
         for name in ("scenes", "volume", "mixture", "image_and_sound", "edit", "localisation"):
             assert (run / "figures" / f"{name}.png").stat().st_size > 5_000 and f"{name}.png" in text
+
+
+def test_the_reports_come_back_from_the_folder_alone(run, tmp_path, monkeypatch):
+    rebuilds_itself(run, tmp_path / "copy", monkeypatch)
 
 
 def test_every_arm_is_scored_by_the_same_judge(run):

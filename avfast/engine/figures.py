@@ -77,8 +77,8 @@ def curves(
         recall.plot(*_series(shuffled["val"], RECALL), marker="o", ms=3, ls=":", label="trained on shuffled pairs")
         recall.plot(*_series(val, f"{RECALL} chance"), lw=0.8, ls="--", color="grey", label="chance")
         recall.set(title="audio to video R@1, instance-level, validation", ylabel="share of clips", ylim=(-0.05, 1.05))
-    for name in train[-1].get("collapse") or () if train else ():
-        points = [{"step": r["step"], **((r.get("collapse") or {}).get(name) or {})} for r in train]
+    for name in collapse_of(train[-1]) if train else ():
+        points = [{"step": row["step"], **collapse_of(row).get(name, {})} for row in train]
         rank.plot(*_series(points, "effective_rank"), label=name)
     rank.set_ylim(bottom=0)
     rank.set(title="effective rank of a batch (1 = collapse)", ylabel="dimensions")
@@ -247,6 +247,12 @@ def _spectrogram(axis: Any, values: Tensor, duration: float, *, last: bool) -> N
     axis.set_ylabel("frequency bin", fontsize=7)
     if last:
         axis.set_xlabel("seconds", fontsize=7)
+
+
+def collapse_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Indicators of a row by embedding; a log may have been written by something else."""
+    stored = row.get("collapse")
+    return {k: v for k, v in stored.items() if isinstance(v, dict)} if isinstance(stored, dict) else {}
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

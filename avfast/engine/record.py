@@ -146,8 +146,8 @@ def read_run(out: Path) -> RunSummary:
 
 
 def _take_start(run: RunSummary, facts: dict[str, Any]) -> None:
+    run.complete = False
     if not facts:
-        run.complete = False
         return
     if facts["schema"] > SCHEMA:
         run.problems.append(f"'{run.out / START}' has schema {facts['schema']}; this version reads {SCHEMA}")
@@ -157,6 +157,7 @@ def _take_start(run: RunSummary, facts: dict[str, Any]) -> None:
     run.plan_lines, run.how = ([str(line) for line in _typed(facts, name, list)] for name in ("plan", "how"))
     run.supervised, run.steps = _typed(facts, "supervised", bool), _typed(facts, "steps", int)
     run.bounds = {str(k): float(v) for k, v in _typed(facts, "bounds", dict).items()}
+    run.complete = True
 
 
 def _take_results(run: RunSummary, results: dict[str, Any]) -> None:

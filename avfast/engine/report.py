@@ -130,7 +130,7 @@ def _training(run: RunSummary) -> str:
     text += [f"- {name}: {clock(seconds)} (minutes:seconds)" for name, seconds in run.seconds.items()]
     text += [f"- {line}" for line in speed(run)]
     train = run.of("train")
-    for name, c in (train[-1].get("collapse") or {}).items() if train else ():
+    for name, c in figures.collapse_of(train[-1]).items() if train else ():
         std, rank, cosine = (c.get(key) for key in ("std", "effective_rank", "mean_cosine"))
         if all(map(_is_number, (std, rank, cosine))):
             text.append(

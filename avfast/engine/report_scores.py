@@ -36,7 +36,7 @@ def headline(scores: dict[str, dict[str, Score]]) -> list[str]:
     """The one or two lines a person remembers."""
     lines = []
     for name in HEADLINE:
-        trained = scores["trained"].get(name)
+        trained = scores.get("trained", {}).get(name)
         if trained is None:
             continue
         if trained.value is None:

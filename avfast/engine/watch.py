@@ -87,7 +87,8 @@ def warnings_of(rows: list[dict[str, Any]]) -> list[str]:
         if row.get("kind") != "train":
             continue
         last = row["step"]
-        for name, text in (row.get("warnings") or {}).items():
+        warned = row.get("warnings")
+        for name, text in warned.items() if isinstance(warned, dict) else ():
             found.setdefault(name, []).append((last, text))
     lines = []
     for name, seen in found.items():
