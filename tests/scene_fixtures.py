@@ -1,4 +1,7 @@
-"""A finished run of small random networks, as `avfast generate` reads it, and sounds to read with it."""
+"""A finished run of small random networks, as `avfast generate` reads it, and sounds to read with it.
+
+Fixtures, for modules that import them: `run`, `synthesiser`, and one thread for the whole module.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -19,6 +23,28 @@ from avfast.nn.pictures import IMAGENET_MEAN, IMAGENET_STD
 WIDTH = 128
 INPUTS = Inputs(1, 32, 1.0, 16000, "log-psd", {"preset": "sound2scene", "eps": 1e-7, "seconds": 1.0})
 SIZE = 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small are slower on several threads, by far where the processor is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", name="run")
+def finished_run(tmp_path_factory):
+    """A finished run. Tests must not change it."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module", name="synthesiser")
+def loaded_synthesiser(run):
+    from avfast.engine.scene.synthesis import Synthesiser
+
+    return Synthesiser.load(run)
 
 
 def small_modules(seed: int = 0) -> dict[str, nn.Module]:

@@ -315,7 +315,10 @@ def test_a_slow_loader_is_named_once_with_its_cure_and_a_fast_one_is_not(tmp_pat
     said = capsys.readouterr().out
     assert said.count("loader-bound") == 1 and "try data.workers=2 or data.cache=memory" in said
     assert any("loader-bound" in line and "% of the time waits for data" in line for line in warnings_of(slow.rows))
-    fast = fit(tmp_path / "fast", clips=[ToyClips()[0, i] for i in range(20)], steps=8, log_every=2, eval_every=100)
+    clips = [ToyClips()[0, i] for i in range(20)]
+    trainer = toy_trainer(tmp_path / "fast", clips=clips, steps=8, log_every=4, eval_every=100)
+    trainer.method.register_forward_hook(lambda *arguments: time.sleep(0.05))  # a step that other jobs do not outlast
+    fast = trainer.fit(StopRequest(), Budget(None))
     assert "loader-bound" not in capsys.readouterr().out and not warnings_of(fast.rows)
 
 

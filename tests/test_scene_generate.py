@@ -15,7 +15,18 @@ for library in ("av", "transformers", "safetensors", "PIL"):
 from data_fixtures import plain_clip  # noqa: E402
 from engine_fixtures import real_clips  # noqa: E402
 from PIL import Image  # noqa: E402
-from scene_fixtures import INPUTS, SIZE, quiet_noise, small_modules, tone, write_run, write_wav  # noqa: E402
+from scene_fixtures import (  # noqa: E402, F401
+    INPUTS,
+    SIZE,
+    finished_run,
+    loaded_synthesiser,
+    one_thread,
+    quiet_noise,
+    small_modules,
+    tone,
+    write_run,
+    write_wav,
+)
 from test_cli_hostile import one_line  # noqa: E402
 
 from avfast.cli import main  # noqa: E402
@@ -26,26 +37,6 @@ from avfast.errors import ConfigError  # noqa: E402
 from avfast.nn.latents import mix_latents  # noqa: E402
 
 RATE = INPUTS.sample_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, by far where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run. Tests must not change it."""
-    return write_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def synthesiser(run):
-    return Synthesiser.load(run)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,17 @@ for library in ("av", "transformers", "safetensors", "PIL", "matplotlib"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
 from PIL import Image  # noqa: E402
-from scene_fixtures import INPUTS, WIDTH, quiet_noise, small_modules, tone, write_run  # noqa: E402
+from scene_fixtures import (  # noqa: E402, F401
+    INPUTS,
+    WIDTH,
+    finished_run,
+    loaded_synthesiser,
+    one_thread,
+    quiet_noise,
+    small_modules,
+    tone,
+    write_run,
+)
 
 from avfast.engine.drawing import Album, kept_drawings  # noqa: E402
 from avfast.engine.scene import manipulation  # noqa: E402
@@ -18,20 +28,6 @@ from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
 from avfast.nn.latents import edit_latent, mix_latents  # noqa: E402
 
 RATE = INPUTS.sample_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, by far where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def synthesiser(tmp_path_factory):
-    return Synthesiser.load(write_run(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture

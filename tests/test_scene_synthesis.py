@@ -13,7 +13,17 @@ for library in ("av", "transformers", "safetensors", "PIL"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
 from engine_fixtures import real_clips  # noqa: E402
-from scene_fixtures import INPUTS, SIZE, WIDTH, quiet_noise, small_modules, write_run  # noqa: E402
+from scene_fixtures import (  # noqa: E402, F401
+    INPUTS,
+    SIZE,
+    WIDTH,
+    finished_run,
+    loaded_synthesiser,
+    one_thread,
+    quiet_noise,
+    small_modules,
+    write_run,
+)
 
 from avfast.data.frontends import LogPSD  # noqa: E402
 from avfast.encoders import Encoder  # noqa: E402
@@ -22,26 +32,6 @@ from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
 from avfast.errors import AvfastError, CheckpointError  # noqa: E402
 
 RATE = INPUTS.sample_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, by far where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run. Tests must not change it."""
-    return write_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def synthesiser(run):
-    return Synthesiser.load(run)
 
 
 @pytest.fixture
