@@ -23,6 +23,7 @@ from safetensors.torch import load_file  # noqa: E402
 from avfast.cli import main  # noqa: E402
 from avfast.engine.checkpoint import load_checkpoint  # noqa: E402
 from avfast.engine.journal import comparable, read_rows  # noqa: E402
+from avfast.engine.record import comparable_results  # noqa: E402
 
 SMALL = ["batch_size=16", "log_every=1", "eval_every=7", "control=false", "frames=1", "size=32"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +198,7 @@ def test_killed_in_mid_epoch_then_resumed_equals_uninterrupted(tmp_path, capsys)
     rows = [comparable(read_rows(tmp_path / n / "metrics.jsonl")) for n in ("whole", "killed")]
     assert rows[0] == rows[1] and len([r for r in rows[0] if r["kind"] == "train"]) == 14
     results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "killed")]
-    assert results[0] == results[1]
+    assert comparable_results(results[0]) == comparable_results(results[1])
 
 
 def test_sigterm_saves_and_says_where_and_how_to_go_on(tmp_path, capsys):

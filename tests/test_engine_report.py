@@ -198,6 +198,8 @@ def test_warnings_of_the_log_stand_in_the_report_and_at_the_end(tmp_path, capsys
     journal = Journal(run / "metrics.jsonl")
     bad = {"audio": "embeddings nearly identical (mean cosine 0.990, std 0.10)"}
     slow = {"loader-bound": "80% of the time waits for data; try data.workers=2"}
+    journal.write("fault", step=7, cause="nonfinite", loss="nan")
+    journal.write("fault", step=9, cause="nonfinite", loss="nan")
     for step, warnings in ((5, {}), (10, bad), (15, bad | slow), (20, bad)):
         journal.write("train", **train_row(step, 1.0), **({"warnings": warnings} if warnings else {}))
     said, text = report(run, capsys=capsys), (run / "report.md").read_text()
@@ -205,6 +207,8 @@ def test_warnings_of_the_log_stand_in_the_report_and_at_the_end(tmp_path, capsys
     second = "step 15: loader-bound: 80% of the time waits for data; try data.workers=2"
     assert f"warning: {first}" in said and f"warning: {second}" in said
     assert f"- warning: {first}" in text and f"- warning: {second}" in text
+    third = "warning: 2 steps: dropped, something in them was not finite (the last at 7, 9)"
+    assert third in said and third in text
 
 
 # ------------------------------------------------------------------------------------------- older versions

@@ -7,7 +7,7 @@ from pathlib import Path
 from avfast.engine.going_on import going_on
 from avfast.engine.progress import clock
 from avfast.engine.record import RunSummary
-from avfast.engine.report import ending, speed, unreadable
+from avfast.engine.report import ending, faults, speed, unreadable
 from avfast.engine.report_scores import headline
 from avfast.engine.watch import warnings_of
 from avfast.printable import printable
@@ -31,6 +31,7 @@ def closing_lines(run: RunSummary, report: Path) -> list[str]:
     lines += speed(run)
     lines += [f"warning: {text}" for text in warnings_of(run.rows)]
     lines += [f"warning of the control: {text}" for text in warnings_of(run.control_rows)]
+    lines += [f"warning: {text}" for text in faults(run.rows)]
     if run.errors:
         lines += [f"warning: {unreadable(run)[0].removeprefix('- ')}; the report names them"]
     lines += [f"damaged: {text}" for text in run.problems]

@@ -113,6 +113,15 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     write_json(out / RESULTS, {"schema": SCHEMA, **results, "scores": scores, "sections": sections})
 
 
+def comparable_results(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without what depends on the clock: those of two runs that computed the same are equal.
+
+    >>> comparable_results({"step": 3, "seconds": {"training": 1.5}, "how": ["ended: now"]})
+    {'step': 3}
+    """
+    return {name: value for name, value in results.items() if name not in ("seconds", "how")}
+
+
 def read_run(out: Path) -> RunSummary:
     """Read a run back, whatever is there of it.
 

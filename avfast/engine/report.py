@@ -139,6 +139,7 @@ def _training(run: RunSummary) -> str:
             )
     text += [f"- warning: {line}" for line in warnings_of(run.rows)]
     text += [f"- warning of the control: {line}" for line in warnings_of(run.control_rows)]
+    text += [f"- warning: {line}" for line in faults(run.rows)]
     text += unreadable(run)
     if not run.complete:
         text.append("- an older version of avfast ran this: plan, times and pictures of the test split were not kept")
@@ -148,6 +149,21 @@ def _training(run: RunSummary) -> str:
         text.append(f"- no pictures: {why}")
     text += [f"- {note}" for note in run.notes]
     return "\n".join(text)
+
+
+def faults(rows: list[dict[str, Any]]) -> list[str]:
+    """What went wrong at single steps, a line for each cause."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "fault":
+            found.setdefault(str(row.get("cause")), []).append(row)
+    lines = []
+    for cause, seen in found.items():
+        steps = ", ".join(str(row["step"]) for row in seen[-5:])
+        what = "dropped, something in them was not finite" if cause == "nonfinite" else cause
+        text = f": {seen[-1]['text']}" if isinstance(seen[-1].get("text"), str) else ""
+        lines.append(printable(f"{len(seen)} steps: {what} (the last at {steps}){text}"))
+    return lines
 
 
 def unreadable(run: RunSummary) -> list[str]:

@@ -165,6 +165,7 @@ def snapshot(out: Path) -> dict[str, Any]:
     of its logs, its scores and its exports."""
     from avfast.engine.checkpoint import load_checkpoint
     from avfast.engine.journal import comparable, read_rows
+    from avfast.engine.record import comparable_results
 
     held: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
@@ -180,7 +181,7 @@ def snapshot(out: Path) -> dict[str, Any]:
         elif path.name == "metrics.jsonl":
             held[name] = comparable(read_rows(path))
         elif path.name in ("results.json", "confidence.json"):
-            held[name] = json.loads(path.read_text())
+            held[name] = comparable_results(json.loads(path.read_text()))
         elif path.suffix == ".safetensors":
             held[name] = path.read_bytes()
         elif path.parent.name == "checkpoints":
