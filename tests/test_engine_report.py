@@ -21,8 +21,11 @@ from avfast.engine import figures, rebuild  # noqa: E402
 from avfast.engine.closing import closing_lines  # noqa: E402
 from avfast.engine.drawing import Album, Drawing, Kept, kept_drawings  # noqa: E402
 from avfast.engine.journal import Journal  # noqa: E402
-from avfast.engine.record import read_run, write_stopped  # noqa: E402
+from avfast.engine.record import read_run, write_json, write_stopped  # noqa: E402
+from avfast.engine.scene.localise import localisation_figure  # noqa: E402
+from avfast.engine.stages import begin_stages  # noqa: E402
 from avfast.errors import UnreadableFile  # noqa: E402
+from avfast.evaluate import Score  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -339,6 +342,70 @@ def test_a_folder_without_a_run_is_a_mistake_in_one_line(tmp_path, capsys, what)
         folder.mkdir()
     said = report(folder, capsys=capsys, status=2)
     assert said.startswith(f"error: '{folder}' ") and len(said.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------- stages
+
+
+def scene_run(out: Path) -> Path:
+    """All stages of sound2scene but the generator, which was given; two pictures of the whole."""
+    for stage in ("image", "localiser", "audio"):
+        small_run(out / stage, pictures=False)
+    (out / "export").mkdir()
+    (out / "export" / "avfast.json").write_text("{}")
+    arms = {arm: {"R@1": Score(value, chance=0.1, n=16, protocol="judged").to_dict()} for arm, value in
+            (("trained", 0.6), ("shuffled", 0.1), ("true", 0.7))}  # fmt: skip
+    localised = {"cIoU": Score(0.4, chance=0.1, n=16, protocol="mosaics").to_dict()}
+    write_json(out / "results.json", {
+        **arms, "localiser": localised, "judge": {"accuracy": Score(0.9, n=16).to_dict()}
+    })  # fmt: skip
+    facts = {"honesty": HONESTY, "given": {"generator": "g.pt"}, "rule": "top1", "frames": 5, "spread": 0.25}
+    begin_stages(out, "sound2scene", **facts, seconds=75.0)
+    album, g = Album(out), torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (2, 1, 3, 8, 8), dtype=torch.uint8, generator=g)
+    album.add("Volume", "figures/volume.png", Drawing("sweep", {
+        "pictures": pictures, "titles": ["a", "b"], "title": "t", "heard": torch.rand(2, 4, 5), "picture": None
+    }))  # fmt: skip
+    album.add("Localisation", "figures/localisation.png", localisation_figure(
+        torch.rand(2, 3, 8, 8), torch.rand(2, 2, 2), torch.rand(2, 3, 8, 8), torch.rand(2, 2, 2), ["a", "b"]
+    ))  # fmt: skip
+    assert main(["report", str(out)]) == 0
+    return out
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_report_of_all_stages_of_a_scene_comes_back(tmp_path, monkeypatch, capsys):
+    out = scene_run(tmp_path / "scene")
+    said, text = capsys.readouterr().out, (out / "report.md").read_text()
+    assert text.startswith(f"{HONESTY}\n\n# sound2scene: report of all stages")
+    head = "A judge trained on real frames finds the right class in 0.600 of the drawn pictures, 6.0 times chance"
+    assert f"**{head}" in text and head in said
+    for words in (
+        "| R@1    | 0.100  | 0.600 | 0.100          | 0.700     |", "The judge itself is right on 0.900",
+        "chosen by rule `top1` among 5 frames; scores within a clip differ by 0.250", "| cIoU   | 0.400 | 0.100",
+        "- generator: left out, `g.pt` was given", "- audio: finished at step 20 of 20, weights of step 20",
+        "[report](audio/report.md)", "took 1:15", "avfast generate --audio FILE --checkpoint RUN", "![Volume](",
+    ):  # fmt: skip
+        assert words in text, words
+    assert f"avfast generate --audio FILE --checkpoint {out} --out DIR" in said and "time: 1:15" in said
+    assert "go on where it stopped" not in said
+    rebuilds_itself(out, tmp_path / "copy", monkeypatch)
+
+
+def test_a_scene_that_was_killed_or_damaged_is_told_as_far_as_it_goes(tmp_path, capsys):
+    out = scene_run(tmp_path / "scene")
+    capsys.readouterr()
+    (out / "results.json").write_text('{"trained": {"R@1": 3}}')
+    said = report(out, capsys=capsys, status=1)
+    assert f"damaged: '{out / 'results.json'}' is damaged (a score is an object" in said
+    (out / "results.json").unlink()
+    (out / "audio" / "results.json").unlink()
+    (out / "run.json").unlink()
+    (out / "report.md").unlink()
+    said, text = report(out, capsys=capsys), (out / "report.md").read_text()
+    assert "not available: the run has not come to its evaluation" in text and text.startswith(HONESTY)
+    assert "audio: no end on record" in text and "generator: not begun" in text
+    assert "go on where it stopped: `avfast pretrain" in said
 
 
 # ------------------------------------------------------------------------------------------- several runs

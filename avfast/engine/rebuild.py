@@ -8,7 +8,7 @@ from pathlib import Path
 
 from avfast.engine import figures
 from avfast.engine.closing import closing_lines
-from avfast.engine.drawing import kept_drawings
+from avfast.engine.drawing import Kept, kept_drawings
 from avfast.engine.record import RunSummary, read_run
 from avfast.engine.report import REPORT, write_report
 from avfast.errors import ConfigError
@@ -83,18 +83,23 @@ def draw_pictures(run: RunSummary, base: Path) -> None:
     drawn: dict[str, Path | None] = {run.curves: figures.curves(base / CURVES, run.rows, run.control_rows, run.bounds)}
     files = {run.curves: CURVES}
     for picture in kept:
-        try:
-            path = picture.drawing.draw(base / picture.file)
-        except OSError:
-            raise  # the disk, not the picture
-        except Exception as error:  # values that no drawer knows: the file was made by something else
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            run.problems.append(f"'{picture.file}' cannot be drawn from what is kept of it ({reason})")
-            path = None
+        path = drawn_again(picture, base, run.problems)
         if picture.title:
             drawn[picture.title], files[picture.title] = path, picture.file
     shown = {title: path is not None or (base / files[title]).is_file() for title, path in drawn.items()}
     run.pictures = {title: files[title] for title in drawn if shown[title]}
+
+
+def drawn_again(picture: Kept, base: Path, problems: list[str]) -> Path | None:
+    """Draw a kept picture under `base`; a line is added to `problems` where its values are none that can be drawn."""
+    try:
+        return picture.drawing.draw(base / picture.file)
+    except OSError:
+        raise  # the disk, not the picture
+    except Exception as error:  # the file was made by something else
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problems.append(f"'{picture.file}' cannot be drawn from what is kept of it ({reason})")
+        return None
 
 
 def target(folder: Path, out: Path | None) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from avfast.engine.drawing import kept_drawings
 from avfast.engine.going_on import exported, resuming
 from avfast.engine.progress import clock
-from avfast.engine.rebuild import rebuild, writing
+from avfast.engine.rebuild import drawn_again, rebuild, writing
 from avfast.engine.record import RESULTS, START, UNKNOWN, RunSummary, read_json, read_run, write_start
 from avfast.engine.report import REPORT, ending, write_text
 from avfast.engine.report_scores import headline
@@ -116,7 +116,7 @@ def rebuild_stages(
     stages.own_problems += problems
     with writing(base):
         for picture in kept:
-            if picture.drawing.draw(base / picture.file) is not None or (base / picture.file).is_file():
+            if drawn_again(picture, base, stages.own_problems) or (base / picture.file).is_file():
                 stages.pictures[picture.title] = picture.file
         report = write_stages_report(stages, compose, base / file)
     for line in closing_lines(stages, report):

@@ -93,14 +93,12 @@ def compose(stages: Stages) -> list[str]:
     drawn = "\n\n".join(f"{title}\n\n![{title}]({file})" for title, file in stages.pictures.items())
     return [
         "## Result",
-        _result(
-            {arm: scores[arm] for arm in COLUMNS if arm in scores}, scores.get("judge", {}).get("accuracy"), stages
-        ),
+        _result(scores, stages),
         "## Where a sound comes from",
         _localised(scores.get("localiser", {}), stages.facts),
         "## Pictures",
         drawn
-        or "no pictures: no test split, matplotlib is not installed (pip install 'avfast[plots]'), or not drawn yet",
+        or "no pictures: no test split, not drawn yet, or matplotlib is not installed (pip install 'avfast[plots]')",
         "## Alignment of sounds with pictures",
         _alignment(stages.runs.get("audio")),
     ]
