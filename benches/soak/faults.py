@@ -111,7 +111,7 @@ def killed_loader(trial: Trial, expected: dict) -> str:
 
 
 def hanging_clip(trial: Trial, expected: dict) -> str:
-    trainer = trial.trainer(timeout=1.0)
+    trainer = trial.trainer(timeout=5.0)
     victim = trial.clips / f"{trial.step:03d}.mp4"
     victim.unlink()
     os.mkfifo(victim)
