@@ -408,6 +408,35 @@ def test_a_scene_that_was_killed_or_damaged_is_told_as_far_as_it_goes(tmp_path, 
     assert "go on where it stopped: `avfast pretrain" in said
 
 
+@pytest.mark.parametrize("init", ["naive", "reset_all", "abri_channel"])
+def test_dead_channels_stand_as_they_were_given_before_anything_was_done_to_them(tmp_path, init):
+    from types import SimpleNamespace
+
+    from avfast.encoders import build_encoder
+    from avfast.engine.dead_channels import dead_channels
+    from avfast.methods.fusion_tuning import FusionTuning, FusionTuningConfig
+
+    other = build_encoder("resnet-tiny", in_channels=3).backbone
+    norms = [m for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight[:4], norm.bias[:4] = 0.0, 0.0
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    config = FusionTuningConfig(stage="audio", audio_from=str(tmp_path / "other.pt"), audio_init=init, classes=2)
+    method = FusionTuning(config)
+    state = torch.get_rng_state()
+    (section,) = dead_channels(SimpleNamespace(album=Album(tmp_path / "run")), method)
+    assert torch.equal(state, torch.get_rng_state())
+    dead = f"{4 * len(norms)} of"
+    given, start, end = section.text.split("As given: ")[1].split("At the start: ")[0], *section.text.split(": ")[2:4]
+    assert given.startswith(dead)
+    assert all(part.startswith(dead if init == "naive" else "0 of") for part in (start, end))
+    assert "| abnormal as given | abnormal at the start | abnormal after training |" in section.text
+    kept = [k.file for k in kept_drawings(tmp_path / "run")[0]]
+    assert kept == [f"figures/batchnorm_audio_{when}.png" for when in ("as_given", "at_the_start", "after_training")]
+    assert all(f"]({file})" in section.text for file in kept)
+
+
 # ------------------------------------------------------------------------------------------- several runs
 
 
