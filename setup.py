@@ -133,12 +133,15 @@ class Ninja:
 class BuildNative(build_ext):
     """Fills the place of setuptools' one extension with what ninja made."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def run(self) -> None:
         if sanitizers() and (self.inplace or self.editable_mode):
             raise SystemExit(
                 "avfast: AVFAST_SANITIZE would replace the library in use by one that loads only beside its sanitizer:"
                 " python setup.py build --build-lib build/sanitized"
             )
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not build_temp: an editable install throws that away, and with it every object that need not be rebuilt.
