@@ -7,8 +7,9 @@ Everything else about the package is in pyproject.toml. What a build needs, and 
 * nvcc    adds the CUDA kernels. Missing or failing: the CPU library is built all the same, and `avfast env` says why.
 
 Environment: AVFAST_NATIVE=0 (pure Python), AVFAST_CUDA=0 (never) or 1 (fail if it fails), AVFAST_CUDA_ARCHS="80;90",
-AVFAST_DEBUG=1, CXX, CUDA_HOME, MAX_JOBS; AVFAST_SANITIZE=address,undefined checks memory and arithmetic as kernels run,
-and is for a folder of its own: python setup.py build --build-lib build/sanitized (see .ci/sanitize).
+AVFAST_DEBUG=1, AVFAST_UP_TO=avx2 (no AVX-512), CXX, CUDA_HOME, MAX_JOBS. AVFAST_SANITIZE=address,undefined checks memory
+and arithmetic as kernels run, and is for a folder of its own: python setup.py build --build-lib build/sanitized (see
+.ci/sanitize).
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def compile_all(folder: Path) -> tuple[Path, Path]:
     checks = f" -fsanitize={sanitizers()}" if sanitizers() else ""
     speed = " -O0 -g" if os.environ.get("AVFAST_DEBUG") == "1" else " -O3 -DNDEBUG"
     flags = CXX_FLAGS + (SANITIZED_FLAGS + checks if checks else speed)
+    flags += " -DAVFAST_UP_TO_AVX2" if not checks and os.environ.get("AVFAST_UP_TO") == "avx2" else ""
     launcher = "ccache " if shutil.which("ccache") else ""
     ninja = Ninja(folder)
     ninja.rule("cxx", f"{launcher}{cxx} {flags} $includes -MD -MF $out.d -c $in -o $out", "deps = gcc|depfile = $out.d")

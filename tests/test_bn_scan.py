@@ -191,7 +191,7 @@ class TestPlan:
         if plan._number is None:
             pytest.skip("no compiled library on this machine: the reference reads any stride")
         net[0].weight.data = torch.ones(10)[::2]
-        with pytest.raises(RuntimeError, match="weight: expected 5 contiguous values"):
+        with pytest.raises(RuntimeError, match="weight: expected 5 contiguous, aligned values"):
             avfast.scan_batchnorm(net, plan=plan)
 
 

@@ -102,19 +102,19 @@ def test_a_picture_that_hangs(tmp_path):
 
 
 def test_one_thread_per_hanging_file_and_another_try_once_it_has_ended(folder):
-    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", timeout=1, **SETTINGS)
+    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", timeout=4, **SETTINGS)
     good = (folder / "2.mp4").read_bytes()
     assert not dataset[0, 0]["errors"]
     before = set(threading.enumerate())
     hang(folder / "2.mp4")
-    assert "within 1 s" in dataset[0, 2]["errors"][0]["detail"]
+    assert "within 4 s" in dataset[0, 2]["errors"][0]["detail"]
     for epoch in range(1, 50):  # not waited for again
         assert "since an earlier try" in dataset[epoch, 2]["errors"][0]["detail"]
     assert not dataset[1, 1]["errors"] and len(set(threading.enumerate()) - before) == 1
     release(folder / "2.mp4")
     (folder / "2.mp4").unlink()
     (folder / "2.mp4").write_bytes(good)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while dataset[50, 2]["errors"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not dataset[51, 2]["errors"]

@@ -224,5 +224,6 @@ def test_copies_of_one_picture_train_and_leave_nothing_to_score(tmp_path, capsys
     assert shortly(tmp_path / "same", tmp_path / "out", "steps=4") == 0
     printed = capsys.readouterr().out
     assert "no test split: segmentation and probes are not available" in printed
-    assert printed.count("image embeddings nearly identical") == 1  # said once, not at every line
+    # When it begins, and once more at the end; not at every line.
+    assert printed.count("image embeddings nearly identical") == 2
     assert "mIoU: not available (no test split)" in printed

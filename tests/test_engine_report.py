@@ -305,7 +305,7 @@ def test_a_damaged_picture_is_left_out_by_name_and_runs_no_code(run, capsys, tmp
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "pickle":
-        np.savez(path, facts=np.array([Payload()], dtype=object), allow_pickle=True)
+        np.savez(path, facts=np.array([Payload()], dtype=object))
     elif kind == "other kind":
         Kept(Drawing("os.system", {"command": "true"}), "x", "x.png", 1).write(path)
     elif kind == "elsewhere":

@@ -36,7 +36,7 @@ from avfast.errors import CheckpointError  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -239,8 +239,7 @@ def test_ctrl_c_in_a_terminal_with_loader_processes_in_a_stage(tmp_path):
 
 
 def test_between_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "pretrain", lambda *request, **options: None)
-    monkeypatch.setattr(finetune, "hand_over", lambda *what: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(finetune, "pretrain", lambda *request, **options: os.kill(os.getpid(), signal.SIGTERM))
     request = Request("fusion-tuning", str(real_clips()), tmp_path, words=["method.size=32"])
     with pytest.raises(Interrupted, match=f"SIGTERM between the stages: what is done is in '{tmp_path}'") as caught:
         finetune.finetune(request, say=lambda line: None)

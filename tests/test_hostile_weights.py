@@ -222,5 +222,5 @@ def test_the_walk_knows_every_reader_of_files_that_torch_and_transformers_offer_
             readers[str(path.relative_to(ROOT / "avfast"))] = len(found)
     assert set(readers) == {
         "weights.py", "encoders.py", "vit.py", "nn/bn_scan_command.py", "nn/scene_targets.py", "engine/checkpoint.py",
-        "data/index_files.py",
+        "data/index_files.py", "engine/drawing.py",
     }  # fmt: skip

@@ -319,10 +319,10 @@ def broken_toolkit(tmp_path_factory) -> Path:
 
 
 def test_the_cpu_library_survives_a_failing_nvcc(sources, broken_toolkit, tmp_path):
-    """A real build, unoptimised to keep it short; then the same with AVFAST_CUDA=1, which must fail instead."""
+    """A real build, unoptimised and of two instruction sets to keep it short; then the same with AVFAST_CUDA=1, which must fail instead."""
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler (g++) on this machine")
-    variables = {"AVFAST_DEBUG": "1", "CUDA_HOME": str(broken_toolkit)}
+    variables = {"AVFAST_DEBUG": "1", "AVFAST_UP_TO": "avx2", "CUDA_HOME": str(broken_toolkit)}
     path, log = wheel(sources, tmp_path / "out", **variables)
     assert "nvcc fatal: unsupported" in log
     assert "the CUDA kernels did not compile (see above); the CPU library was built without them" in log

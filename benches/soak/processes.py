@@ -45,7 +45,7 @@ class Launch(NamedTuple):
         if self.process.returncode:
             raise RuntimeError(output[-3000:])
         names = [f"rank{rank}.pt" for rank in range(self.world)] if self.world > 1 else ["alone.pt"]
-        return [torch.load(self.folder / name) for name in names]
+        return [torch.load(self.folder / name, weights_only=True) for name in names]
 
 
 def launch(folder: Path, jobs: list[dict], world: int, how: str = "torchrun") -> Launch:
