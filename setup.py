@@ -7,9 +7,9 @@ Everything else about the package is in pyproject.toml. What a build needs, and 
 * nvcc    adds the CUDA kernels. Missing or failing: the CPU library is built all the same, and `avfast env` says why.
 
 Environment: AVFAST_NATIVE=0 (pure Python), AVFAST_CUDA=0 (never) or 1 (fail if it fails), AVFAST_CUDA_ARCHS="80;90",
-AVFAST_DEBUG=1, AVFAST_UP_TO=avx2 (no AVX-512), CXX, CUDA_HOME, MAX_JOBS. AVFAST_SANITIZE=address,undefined checks memory
-and arithmetic as kernels run, and is for a folder of its own: python setup.py build --build-lib build/sanitized (see
-.ci/sanitize).
+AVFAST_DEBUG=1, AVFAST_UP_TO=avx2 (no AVX-512), CXX, CUDA_HOME, MAX_JOBS. AVFAST_SANITIZE=address,undefined checks
+memory and arithmetic as kernels run, and is for a folder of its own: python setup.py build --build-lib
+build/sanitized (see .ci/sanitize).
 """
 
 from __future__ import annotations

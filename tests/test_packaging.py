@@ -319,7 +319,7 @@ def broken_toolkit(tmp_path_factory) -> Path:
 
 
 def test_the_cpu_library_survives_a_failing_nvcc(sources, broken_toolkit, tmp_path):
-    """A real build, unoptimised and of two instruction sets to keep it short; then the same with AVFAST_CUDA=1, which must fail instead."""
+    """A real build, kept short: unoptimised, two instruction sets; with AVFAST_CUDA=1 the same must fail instead."""
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler (g++) on this machine")
     variables = {"AVFAST_DEBUG": "1", "AVFAST_UP_TO": "avx2", "CUDA_HOME": str(broken_toolkit)}
