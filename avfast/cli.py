@@ -333,9 +333,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 def _finetune(arguments: argparse.Namespace) -> int:
     from avfast.engine.finetune import finetune
 
-    report = finetune(_request(arguments))
-    if report is not None:
-        print(f"read '{report}' first")
+    finetune(_request(arguments))
     return 0
 
 
@@ -345,8 +343,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     request = _request(arguments)
     if (pipeline := pipeline_of(request)) is not None:
-        if (report := pipeline(request)) is not None:
-            print(f"read '{report}' first")
+        pipeline(request)
         return 0
     summary = pretrain(request)
     if summary is not None:

@@ -102,12 +102,14 @@ def test_a_picture_that_hangs(tmp_path):
 
 
 def test_one_thread_per_hanging_file_and_another_try_once_it_has_ended(folder):
-    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", timeout=4, **SETTINGS)
+    source = ClipSource.open(folder)
+    assert not ClipDataset(source, on_error="skip", timeout=0, **SETTINGS)[0, 0]["errors"]  # imports the decoder
+    dataset = ClipDataset(source, on_error="skip", timeout=6, **SETTINGS)
     good = (folder / "2.mp4").read_bytes()
     assert not dataset[0, 0]["errors"]
     before = set(threading.enumerate())
     hang(folder / "2.mp4")
-    assert "within 4 s" in dataset[0, 2]["errors"][0]["detail"]
+    assert "within 6 s" in dataset[0, 2]["errors"][0]["detail"]
     for epoch in range(1, 50):  # not waited for again
         assert "since an earlier try" in dataset[epoch, 2]["errors"][0]["detail"]
     assert not dataset[1, 1]["errors"] and len(set(threading.enumerate()) - before) == 1
