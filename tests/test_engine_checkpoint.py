@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from avfast.engine.checkpoint import KEYS, load_checkpoint, save_checkpoint, write_atomic
+from avfast.engine.checkpoint import KEYS, clear_temporary_below, load_checkpoint, save_checkpoint, write_atomic
 from avfast.engine.journal import Journal, read_rows
 from avfast.engine.state import restore_rng_state, rng_state
 from avfast.errors import CheckpointError, RunFault
@@ -114,3 +114,14 @@ def test_journal_drops_what_will_be_computed_again(tmp_path):
     resumed = Journal(path, resume_step=2)
     resumed.write("train", step=3, loss=0.5)
     assert [(r["step"], r["loss"]) for r in read_rows(path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+
+
+def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
+    export = tmp_path / "export"
+    left = [export / ".avfast.json.17.tmp", export / "encoder" / ".config.json.17.tmp"]
+    kept = [export / "encoder" / "config.json", tmp_path / ".other.json.17.tmp"]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{")
+    clear_temporary_below(export, tmp_path / "not there")
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)

@@ -92,6 +92,12 @@ def clear_temporary(*folders: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def clear_temporary_below(*trees: Path) -> None:
+    """The same in these folders and all below them."""
+    for tree in trees:
+        clear_temporary(tree, *(path for path in tree.rglob("*") if path.is_dir()))
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a complete state, see :data:`SCHEMA`."""
     state = {"schema": SCHEMA, **state}

@@ -20,7 +20,7 @@ import torch
 from avfast.data.commands import progress_bar
 from avfast.data.outputs import require_folder
 from avfast.engine.build import build_method
-from avfast.engine.checkpoint import clear_temporary, load_checkpoint, write_atomic
+from avfast.engine.checkpoint import clear_temporary, clear_temporary_below, load_checkpoint, write_atomic
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import MADE, made_folder, make_data
 from avfast.engine.export import export_modules
@@ -129,7 +129,8 @@ def _train_scene(request: Request, say: Callable[[str], None]) -> Path | None:
         if request.dry_run:
             return _dry(request, config, say)
         if is_main():
-            clear_temporary(scene.out, scene.frames, *(p for p in (scene.out / "export").rglob("*") if p.is_dir()))
+            clear_temporary(scene.out, scene.frames)
+            clear_temporary_below(scene.out / "figures", scene.out / "export")
         write_frames(scene)
     from avfast.engine.scene.report import scene_facts, write_scene_report
 
