@@ -14,6 +14,7 @@ VARIABLES = {
     "AVFAST_CUDA": ("auto", "at install: 0 never compiles CUDA, 1 fails if it does not compile"),
     "AVFAST_CUDA_ARCHS": ("80;90", "at install: CUDA architectures; PTX of the last is added"),
     "AVFAST_DEBUG": ("0", "at install: 1 compiles the library without optimisation, with symbols"),
+    "AVFAST_UP_TO": ("all", "at install: avx2 leaves the AVX-512 kernels out, which halves the build"),
     "AVFAST_SANITIZE": ("0", "at build: address,undefined makes a library that checks itself, see .ci/sanitize"),
     "AVFAST_MAX_PIXELS": ("89478485", "largest picture that is decoded, in pixels"),
     "AVFAST_MAX_FILE_BYTES": (str(4 << 30), "most bytes that one media file may decode to"),

@@ -59,7 +59,9 @@ def test_env_reports_every_variable(capsys, monkeypatch):
     monkeypatch.setenv("AVFAST_CUDA_ARCHS", "90a")
     rows = report(capsys)
     assert rows["environment"] == "AVFAST_CUDA_ARCHS=90a"
-    usual = "AVFAST_BACKEND=auto, AVFAST_NATIVE=1, AVFAST_CUDA=auto, AVFAST_DEBUG=0, AVFAST_SANITIZE=0"
+    usual = (
+        "AVFAST_BACKEND=auto, AVFAST_NATIVE=1, AVFAST_CUDA=auto, AVFAST_DEBUG=0, AVFAST_UP_TO=all, AVFAST_SANITIZE=0"
+    )
     assert rows["defaults"] == f"{usual}, AVFAST_MAX_PIXELS=89478485, AVFAST_MAX_FILE_BYTES=4294967296"
     for name in env.VARIABLES:
         monkeypatch.setenv(name, "1")
