@@ -105,6 +105,21 @@ def test_pictures_of_odd_shapes_are_not_blown_up(tmp_path, monkeypatch):
     assert read_all(path, size=224, sample_rate=16000, crop="squash").frames.shape[-2:] == (224, 224)
 
 
+def test_sound_at_a_rate_that_nothing_records_is_refused_before_a_resampler_is_made(tmp_path):
+    """One flipped bit of a wav's header; the filter from 822 MHz to 8 kHz would take 1.6 GiB."""
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\1\0" * 8000)
+    assert len(read_all(path, pictures=False, **WANTED).waveform) == WANTED["sample_rate"]
+    path.write_bytes(path.read_bytes()[:24] + (822_091_584).to_bytes(4, "little") + path.read_bytes()[28:])
+    for function in (probe, lambda p: read_all(p, pictures=False, **WANTED)):
+        with pytest.raises(MediaError, match="sound.wav: holds sound of 822091584 samples per second, more") as caught:
+            function(path)
+        assert caught.value.cause == "too-large"
+    assert scan_file(path).problems == ("too-large",)
+
+
 def test_a_file_that_decodes_to_too_much_is_stopped(tmp_path, monkeypatch):
     path = plain_clip(tmp_path / "clip.mp4")
     decoded = read_all(path, **WANTED)

@@ -20,6 +20,9 @@ from avfast.errors import ConfigError
 
 # Sound this far above full scale is not sound: what it was computed from overflowed or was read as another type.
 LOUDEST = 1000.0
+# Twice the highest rate of any recorder. A resampler's filter grows with the rate: at 800 MHz, which a flipped bit in a
+# header can ask for, it takes 1.6 GiB and 15 seconds.
+FASTEST = 1_536_000
 
 
 class Refused(Exception):
@@ -68,6 +71,21 @@ def check_bytes(count: float) -> None:
     if count > (most := _whole("AVFAST_MAX_FILE_BYTES")):
         detail = f"decodes to more than {most} bytes of pictures and sound; AVFAST_MAX_FILE_BYTES raises it"
         raise Refused("too-large", detail)
+
+
+def check_rate(rate: int) -> None:
+    """Refuse sound of more than :data:`FASTEST` samples per second.
+
+    Raises:
+        Refused: with cause ``too-large``.
+
+    >>> check_rate(822_091_584)
+    Traceback (most recent call last):
+    ...
+    avfast.data.limits.Refused: holds sound of 822091584 samples per second, more than 1536000
+    """
+    if rate > FASTEST:
+        raise Refused("too-large", f"holds sound of {rate} samples per second, more than {FASTEST}")
 
 
 def check_peak(peak: float) -> None:

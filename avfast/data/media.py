@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avfast.data.converters import PictureSink, SoundSink, require_av
 from avfast.data.frame_sampling import frame_times, middle
-from avfast.data.limits import Refused, check_bytes, check_pixels, max_pixels
+from avfast.data.limits import Refused, check_bytes, check_pixels, check_rate, max_pixels
 from avfast.data.members import Member, MemberFile
 from avfast.errors import UnreadableFile
 
@@ -226,13 +226,15 @@ class MediaFile:
                 # DataLoader workers are the parallelism; decoder threads on top of them only fight.
                 stream.thread_type = "NONE"
                 stream.codec_context.thread_count = 1
-        if self.video is not None:
-            self.video.codec_context.options = limit
-            try:
+        try:
+            if self.video is not None:
+                self.video.codec_context.options = limit
                 check_pixels(self.video.width, self.video.height)
-            except Refused as error:
-                self.__exit__()
-                raise MediaError(path, error.cause, error.detail) from None
+            if self.audio is not None:
+                check_rate(self.audio.rate or 0)
+        except Refused as error:
+            self.__exit__()
+            raise MediaError(path, error.cause, error.detail) from None
 
     def __enter__(self) -> MediaFile:
         return self
