@@ -4,7 +4,7 @@
 2. Peak memory is measured in the process so warmed, and what autograd holds for backward where there is one.
 3. The others are timed round-robin in one process. One runs twice per round: what separates it from itself is
    the noise floor, and a smaller difference between two candidates is no difference.
-4. A record made on a busy machine is kept but marked as not for publication, with the reason.
+4. A record made on a busy machine, or with much noise, is kept but marked as not for publication, with the reason.
 
 Absolute times compare nothing across machines or days; the ratios inside one record do.
 """
@@ -24,6 +24,8 @@ from .candidate import CONTEXT, OURS, PUBLISHED, Candidate, Case
 from .ratios import ratios
 
 AGAIN = " (again)"
+MOST_NOISE = 0.25
+"""A candidate that differs from itself by more says nothing about others."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ def run_case(case: Case, protocol: Protocol) -> dict:
         _describe(case, running, slices, protocol)
     objections = busyness.objections(max(protocol.threads, protocol.cores_in_use))
     twin = next((name for name in slices if name.endswith(AGAIN)), None)
+    noise = _noise(slices, twin) if twin else None
+    if noise is not None and noise > MOST_NOISE:
+        objections.append(f"{twin.removesuffix(AGAIN)} differs from itself by {noise:.0%}")
     record = {
         "key": case.key,
         "op": case.op,
@@ -82,7 +87,7 @@ def run_case(case: Case, protocol: Protocol) -> dict:
         "rounds": rounds,
         "bytes_moved": case.bytes_moved,
         "flops": case.flops,
-        "noise_floor": _noise(slices, twin) if twin else None,
+        "noise_floor": noise,
         "twin": twin.removesuffix(AGAIN) if twin else None,
         "load_before": busyness.load_before,
         "load_after": busyness.load_after,

@@ -245,6 +245,16 @@ def test_a_busy_machine_is_not_published():
     assert "other processes kept 0.50 cores busy" in machine.Busyness(0.5, 0.5, 0.5).objections(2)[0]
 
 
+def test_noise_is_not_published(monkeypatch):
+    """On a quiet machine too: half of a candidate's calls may wait for threads that another left spinning."""
+    for noise, told in ((0.75, True), (0.2, False)):
+        monkeypatch.setattr(harness, "_noise", lambda slices, twin, noise=noise: noise)
+        record = harness.run_case(case(candidate("slow", PUBLISHED), candidate("fast", OURS)), quick_protocol())
+        objections = record["not_for_publication"]
+        assert any("fast differs from itself by 75%" in words for words in objections) == told
+        assert record["publishable"] == (not objections)
+
+
 def test_facts_name_the_machine():
     facts = machine.facts()
     assert facts["cores"] >= 1 and facts["torch"] == torch.__version__
