@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
 import types
@@ -333,6 +334,52 @@ def test_the_damaged_last_of_a_run_is_passed_over_and_the_end_is_the_same(toy, t
     assert newest_of(tmp_path / "b").path.name == "last.pt", "the damaged one was replaced"
     rows = [comparable(read_rows(tmp_path / name / "metrics.jsonl")) for name in "ab"]
     assert rows[0] == rows[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_every_call_that_changes_the_folder_and_again_soon_after(toy, tmp_path, monkeypatch):
+    """Each fsync, replace, link and unlink of a run is once its last, and often one of the run that went on is too: the
+    folder in the end is that of a run that was never killed."""
+    from avfast.benches.soak.kill import differences, snapshot
+    from avfast.engine.resume import newest_of
+
+    calls, fatal = [0], [0]
+
+    def dying(function):
+        def call(*arguments, **options):
+            calls[0] += 1
+            if fatal[0] and calls[0] >= fatal[0]:
+                raise Killed  # and clean-up, which a killed process does not do, fails as well
+            return function(*arguments, **options)
+
+        return call
+
+    def run(out, at=0):
+        calls[0], fatal[0] = 0, at
+        try:
+            found = newest_of(out)
+            whole(out, resume=found and found.path, validator=Falling(None), steps=7, save_every=2, eval_every=3)
+        except Killed:
+            pass
+        finally:
+            fatal[0] = 0
+
+    for name in ("fsync", "replace", "link", "unlink"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+    run(tmp_path / "whole")
+    total, held = calls[0], snapshot(tmp_path / "whole")
+    assert {"checkpoints/best.pt", "checkpoints/step-00000006.pt", "metrics.jsonl"} <= held.keys() and total > 50
+    for instant in range(1, total + 1):
+        out = tmp_path / str(instant)
+        run(out, instant)
+        if again := instant % 12:
+            run(out, again)
+        run(out)
+        assert not differences(held, snapshot(out)), f"killed at call {instant}, then at call {again}"
+        assert {p.name for p in out.rglob("*")} == {p.name for p in (tmp_path / "whole").rglob("*")}
 
 
 def test_left_overs_of_killed_runs_go_with_the_next_start(toy, tmp_path):

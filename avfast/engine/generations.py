@@ -80,11 +80,17 @@ class Generations:
         save_checkpoint(path, state)
         for name in ("last", *["best"] * best, *["final"] * final):
             self.name(path, name)
-        older = [p for s, p in self.steps().items() if s < step]
         # Later steps are those of a future that this run has left, by going back to an earlier state.
-        for unwanted in [*(p for s, p in self.steps().items() if s > step), *older[self.keep - 1 :]]:
+        for unwanted in (p for s, p in self.steps().items() if s > step):
             unwanted.unlink(missing_ok=True)
+        self.prune(step)
         return self.path("last")
+
+    def prune(self, step: int) -> None:
+        """Remove what a save at `step` leaves too many; it may have been killed before it came to that."""
+        older = [p for s, p in self.steps().items() if s < step]
+        for unwanted in older[self.keep - 1 :]:
+            unwanted.unlink(missing_ok=True)
 
     def name(self, source: Path, name: str) -> None:
         """Let "last", "best" or "final" be the checkpoint `source`."""

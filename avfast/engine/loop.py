@@ -143,6 +143,8 @@ class Trainer:
         self._stop = stop
         if self.step == 0 and self.accelerator.is_main_process:
             self.generations.clear()  # of a run that this one replaces
+        if self._best_unsaved:  # it was killed between the two names of this state, and the next one is another
+            self._save(final=self.step == self.steps)
         quiet = not self.accelerator.is_main_process
         title = "train" if self.kind == "main" else self.kind
         noun = self.method.inputs.noun
@@ -431,6 +433,8 @@ class Trainer:
         if other := [f"{k} {was[k]} -> {now.get(k)}" for k in was if was[k] != now.get(k)]:
             self.remarks.append(f"written elsewhere ({', '.join(other)}): the last bits of what follows may differ")
         self._unsaved = path.resolve() != self.generations.path("last").resolve()
+        if not self._unsaved and self.accelerator.is_main_process:
+            self.generations.prune(self.step)
         self._find_best()
 
     def _find_best(self) -> None:
