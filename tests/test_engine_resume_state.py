@@ -277,6 +277,13 @@ def test_queues_of_each_process_are_kept_apart(monkeypatch):
 # ------------------------------------------------------------------------------------------- the best one
 
 
+class BestAt3(Validator):
+    """The look after step 3 is the best one."""
+
+    def __call__(self, method, *rest, **more):
+        return {"loss": abs(float(method.updates) - 3)}
+
+
 class Falling(Validator):
     """Every look is better than the one before."""
 
@@ -361,7 +368,7 @@ def test_killed_at_every_call_that_changes_the_folder_and_again_soon_after(toy, 
         calls[0], fatal[0] = 0, at
         try:
             found = newest_of(out)
-            whole(out, resume=found and found.path, validator=Falling(None), steps=7, save_every=2, eval_every=3)
+            whole(out, resume=found and found.path, validator=BestAt3(None), steps=7, save_every=2, eval_every=3)
         except Killed:
             pass
         finally:
@@ -371,7 +378,8 @@ def test_killed_at_every_call_that_changes_the_folder_and_again_soon_after(toy, 
         monkeypatch.setattr(os, name, dying(getattr(os, name)))
     run(tmp_path / "whole")
     total, held = calls[0], snapshot(tmp_path / "whole")
-    assert {"checkpoints/best.pt", "checkpoints/step-00000006.pt", "metrics.jsonl"} <= held.keys() and total > 50
+    assert {"checkpoints/step-00000006.pt", "metrics.jsonl"} <= held.keys() and total > 50
+    assert held["checkpoints/best.pt"]["counters"]["step"] == 3
     for instant in range(1, total + 1):
         out = tmp_path / str(instant)
         run(out, instant)
