@@ -1,6 +1,6 @@
 """A finished run of small random networks, as `avfast generate` reads it, and sounds to read with it.
 
-Fixtures, for modules that import them: `run`, `synthesiser`, and one thread for the whole module.
+Fixtures, for modules that import them: `run` and `synthesiser`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,6 @@ from avfast.nn.pictures import IMAGENET_MEAN, IMAGENET_STD
 WIDTH = 128
 INPUTS = Inputs(1, 32, 1.0, 16000, "log-psd", {"preset": "sound2scene", "eps": 1e-7, "seconds": 1.0})
 SIZE = 16
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, by far where the processor is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", name="run")

@@ -30,6 +30,8 @@ from avfast.engine.sources import build_dataset, open_data  # noqa: E402
 
 TINY = ("method.size=32", "method.frames=1", "method.duration=0.4", "batch_size=8", "run.control=false")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_the_long_check_holds_when_it_is_small():
     """Listing once, reading once, memory, lists, shards and resuming: `make soak` does it with 100,000 clips."""
@@ -111,18 +113,13 @@ def test_a_run_on_many_clips_continues_bit_for_bit(clips, tmp_path, workers):
             steps=7, kind="main", resume=resume, force=False,
         )  # fmt: skip
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = make("a", 0)
-        whole.fit(StopRequest(), Budget(None))
-        first = make("b", workers)
-        result = first.fit(StopAt(first, 4), Budget(None))
-        assert result.step == 4
-        second = make("b", workers, resume=result.checkpoints["last"])
-        assert second.fit(StopRequest(), Budget(None)).step == 7
-    finally:
-        torch.set_num_threads(threads)
+    whole = make("a", 0)
+    whole.fit(StopRequest(), Budget(None))
+    first = make("b", workers)
+    result = first.fit(StopAt(first, 4), Budget(None))
+    assert result.step == 4
+    second = make("b", workers, resume=result.checkpoints["last"])
+    assert second.fit(StopRequest(), Budget(None)).step == 7
     expected = weights(whole)
     assert all(torch.equal(value, expected[key]) for key, value in weights(second).items())
 

@@ -19,13 +19,7 @@ from avfast.engine.signals import Budget, StopRequest  # noqa: E402
 
 BATCH, STEPS, BAD = 4, 3, 2
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Poison(torch.nn.Module):

@@ -19,13 +19,7 @@ from avfast.engine.journal import comparable  # noqa: E402
 TINY = ("encoder=vit-mini8", "size=32", "context=32", "exemplar=16", "decoder_dim=16", "decoder_heads=2",
         "batch_size=8", "eval_every=3", "log_every=3")  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pretrain(data, out, *words) -> int:

@@ -43,6 +43,8 @@ from avfast.methods import Inputs  # noqa: E402
 
 STEPS = 12
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class ClipToy(Toy):
     """The toy on files: pictures of 2 x 2, of the sound every 500th sample."""
@@ -60,10 +62,6 @@ def toy_recipe(monkeypatch):
     """The recipe "toy" is the toy method, and "clips" the one that reads files; other names are what they are."""
     toys, real = {"toy": Toy, "clips": ClipToy}, build.get_method
     monkeypatch.setattr(build, "get_method", lambda name: toys.get(name) or real(name))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(out, clips=None, *, resume=False, workers=0, data=None, accelerator=None, recipe="toy", **run):
@@ -104,7 +102,6 @@ def undisturbed(tmp_path_factory):
     """Weights after twelve steps in which nothing happened."""
     patch = pytest.MonkeyPatch()
     patch.setattr(build, "get_method", lambda name: Toy)
-    torch.set_num_threads(1)
     trainer = make(tmp_path_factory.mktemp("whole"))
     fit(trainer)
     patch.undo()

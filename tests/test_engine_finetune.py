@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from engine_fixtures import real_clips
 from report_fixtures import rebuilds_itself
 
@@ -18,14 +17,8 @@ from avfast.engine.sources import open_data  # noqa: E402
 
 TINY = ("method.size=32", "method.frames=1", "method.duration=1", "batch_size=8", "save_every=4", "log_every=4")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Of the whole module, its trainings included: convolutions round by the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Of the whole module, its trainings included: convolutions round by the number of threads.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def finetune(out, *words, data=None) -> int:

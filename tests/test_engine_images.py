@@ -25,6 +25,8 @@ from avfast.evaluate import ShuffledPairs, shuffled_order  # noqa: E402
 
 WORDS = ("size=32", "queue=16", "dim=8", "batch_size=7", "group_size=3", "method.momentum=0.9", "warmup_steps=0")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def config(*words):
     return parse_config("densecl", [*WORDS, *words])
@@ -126,21 +128,16 @@ class KillAt(StopAt):
 def test_killed_and_continued_equals_uninterrupted_bit_for_bit(tmp_path, pairs):
     """Queues, key network, permutations of the shuffled batch norm and views included: epochs have four steps."""
     data = scenes_split() if pairs == "true" else ShuffledPairs(scenes_split(), shuffled_order(28, seed=0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = make(tmp_path / "a", data=data)
-        whole.fit(StopRequest(), Budget(None))
-        first = make(tmp_path / "b", data=data)
-        with pytest.raises(Killed):
-            first.fit(KillAt(first, 6), Budget(None))
-        last = tmp_path / "b" / "checkpoints" / "last.pt"
-        assert load_checkpoint(last)["counters"]["step"] == 4
-        torch.manual_seed(99)
-        second = make(tmp_path / "b", data=data, resume=last)
-        assert second.fit(StopRequest(), Budget(None)).step == 9
-    finally:
-        torch.set_num_threads(threads)
+    whole = make(tmp_path / "a", data=data)
+    whole.fit(StopRequest(), Budget(None))
+    first = make(tmp_path / "b", data=data)
+    with pytest.raises(Killed):
+        first.fit(KillAt(first, 6), Budget(None))
+    last = tmp_path / "b" / "checkpoints" / "last.pt"
+    assert load_checkpoint(last)["counters"]["step"] == 4
+    torch.manual_seed(99)
+    second = make(tmp_path / "b", data=data, resume=last)
+    assert second.fit(StopRequest(), Budget(None)).step == 9
     expected, found = weights(whole), weights(second)
     assert expected.keys() == found.keys() and "queue.rows" in expected
     for name, value in expected.items():

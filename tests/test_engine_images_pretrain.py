@@ -26,13 +26,7 @@ from avfast.engine.config import parse_config  # noqa: E402
 
 TINY = ("size=32", "queue=32", "dim=16", "batch_size=8", "group_size=4", "eval_every=4", "log_every=2")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

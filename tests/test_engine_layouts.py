@@ -7,7 +7,6 @@ import wave
 
 import numpy as np
 import pytest
-import torch
 from data_fixtures import plain_clip
 
 for library in ("PIL", "av", "sklearn", "accelerate", "jsonargparse", "transformers", "safetensors"):
@@ -20,13 +19,7 @@ TINY = ("method.size=32", "method.frames=2", "method.duration=1", "batch_size=4"
 OWN = {"esc50": ("method.spectrogram=esc50", "method.repeats=2", "method.spec_augment=[15,30]")}
 CLASSES = ("ANG", "SAD")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

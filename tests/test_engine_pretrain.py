@@ -28,14 +28,8 @@ from avfast.engine.record import comparable_results  # noqa: E402
 SMALL = ["batch_size=16", "log_every=1", "eval_every=7", "control=false", "frames=1", "size=32"]
 ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-equality holds for equal numbers of threads; the runs in processes of their own use one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Bit-equality holds for equal numbers of threads; the runs in processes of their own use one.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -84,13 +78,7 @@ def wait_for_step(process, out, step) -> None:
 def learned(tmp_path_factory):
     """One complete run with its control."""
     out = tmp_path_factory.mktemp("learned")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        code = main(arguments(out, "steps=60", "batch_size=24", "eval_every=15", "warmup_steps=5"))
-    finally:
-        torch.set_num_threads(threads)
-    assert code == 0
+    assert main(arguments(out, "steps=60", "batch_size=24", "eval_every=15", "warmup_steps=5")) == 0
     return out
 
 

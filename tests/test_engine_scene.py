@@ -36,14 +36,8 @@ TINY = ("method.frames=2", "method.visual_size=32", "method.visual=resnet-tiny",
         "localiser:run.steps=3", "generator:run.steps=4", "generator:run.save_every=2",
         "audio:run.steps=3")  # fmt: skip
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Of the whole module, its trainings included: convolutions round by the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Of the whole module, its trainings included: convolutions round by the number of threads.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pretrain(out, *words, data=None) -> int:

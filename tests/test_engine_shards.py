@@ -36,13 +36,7 @@ SCENE = ("method.frames=1", "method.visual_size=32", "method.visual=resnet-tiny"
          "data.batch_size=8", "run.control=false", "image:data.batch_size=8", "image:method.group_size=4",
          "image:run.steps=1", "localiser:run.steps=1", "generator:run.steps=1", "audio:run.steps=1")  # fmt: skip
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 if not EXAMPLES.is_dir():
     pytest.skip("the examples are not part of an installed package", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def example(name: str):
     spec = importlib.util.spec_from_file_location(f"avfast_example_{name}", EXAMPLES / f"{name}.py")
@@ -22,14 +24,6 @@ def example(name: str):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_loop_of_torch_alone_learns(capsys):

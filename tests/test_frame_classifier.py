@@ -11,13 +11,7 @@ from torch import nn
 from avfast.evaluate import FrameClassifier, generation_scores, train_classifier
 from avfast.evaluate.frame_classifier import _changed
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def frames(count, generator):

@@ -20,14 +20,7 @@ from avfast.nn.up_block import UpBlock, doubled
 
 SMALL = GeneratorConfig(16, 4, (4, 2, 1), condition=6, noise_chunk=3, shared=8, attention=8)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small layers on more threads than processors would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(*, trained: bool = True) -> Generator:

@@ -22,14 +22,7 @@ from avfast.nn.scene_targets import SceneTargets  # noqa: E402
 
 CLIPS, FRAMES = 12, 4
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch() -> dict:

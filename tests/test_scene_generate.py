@@ -20,7 +20,6 @@ from scene_fixtures import (  # noqa: E402, F401
     SIZE,
     finished_run,
     loaded_synthesiser,
-    one_thread,
     quiet_noise,
     small_modules,
     tone,
@@ -37,6 +36,8 @@ from avfast.errors import ConfigError  # noqa: E402
 from avfast.nn.latents import mix_latents  # noqa: E402
 
 RATE = INPUTS.sample_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

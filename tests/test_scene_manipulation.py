@@ -15,7 +15,6 @@ from scene_fixtures import (  # noqa: E402, F401
     WIDTH,
     finished_run,
     loaded_synthesiser,
-    one_thread,
     quiet_noise,
     small_modules,
     tone,
@@ -28,6 +27,8 @@ from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
 from avfast.nn.latents import edit_latent, mix_latents  # noqa: E402
 
 RATE = INPUTS.sample_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

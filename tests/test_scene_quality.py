@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 for library in ("PIL", "av", "sklearn", "kornia", "accelerate", "jsonargparse", "transformers", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -17,13 +16,7 @@ WORDS = ("method.frames=5", "method.visual_size=32", "method.visual=resnet-tiny"
          "image:data.batch_size=8", "image:method.group_size=4", "image:run.steps=2", "localiser:run.steps=2",
          "audio:run.steps=2")  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_in_small(tmp_path, monkeypatch, capsys):

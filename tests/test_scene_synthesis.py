@@ -19,7 +19,6 @@ from scene_fixtures import (  # noqa: E402, F401
     WIDTH,
     finished_run,
     loaded_synthesiser,
-    one_thread,
     quiet_noise,
     small_modules,
     write_run,
@@ -32,6 +31,8 @@ from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
 from avfast.errors import AvfastError, CheckpointError  # noqa: E402
 
 RATE = INPUTS.sample_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -16,14 +16,8 @@ from avfast.ops._counter import content_key
 
 SIDE, PATCH = 32, 8
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order would change what little training there is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Sums in another order would change what little training there is.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def localiser(**options):
