@@ -151,6 +151,43 @@ def test_deep_and_self_referring_text_is_refused(root, tmp_path):
         parse_config("av-align", file=tmp_path / "bytes.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 20_000, "method: " + '{"a": [' * 10_000, "method: {dim: '" + "[" * 20_000 + "'}"],
+    ids=["brackets", "mixed", "quoted"],
+)
+def test_brackets_within_brackets_are_refused_before_a_parser_sees_them(tmp_path, monkeypatch, text):
+    """For which YAML's would take half a minute."""
+    yaml = pytest.importorskip("yaml", reason="configurations need jsonargparse")
+    from avfast.engine.config import parse_config
+
+    monkeypatch.setattr(yaml, "scan", lambda text: pytest.fail("it was parsed"))
+    file = tmp_path / "deep.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^configuration file '{file}': expected at most 32 brackets within each"):
+        parse_config("av-align", file=file)
+    with pytest.raises(ConfigError, match="^method.dim: expected at most 32 brackets within each other, found more$"):
+        parse_config("av-align", [f"dim={text}"])
+
+
+def test_a_large_configuration_is_refused_and_one_at_the_limits_is_read(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse", reason="configurations need jsonargparse")
+    from avfast.engine import config_file
+    from avfast.engine.config import parse_config
+
+    monkeypatch.setattr(config_file, "MOST_BYTES", 1000)
+    file, text = tmp_path / "large.yaml", "method: {dim: 9}\n#"
+    file.write_text(text + "x" * (1000 - len(text)))
+    assert parse_config("av-align", file=file).method.dim == 9
+    with file.open("a") as handle:
+        handle.write("x")
+    with pytest.raises(ConfigError, match=f"^configuration file '{file}': expected at most 1000 bytes, found more$"):
+        parse_config("av-align", file=file)
+    deepest = config_file.DEEPEST
+    file.write_text("x: " + "[" * deepest + "]" * deepest + "\ny: [[], {}]")
+    assert list(config_file.read_config_file(file)) == ["x", "y"]
+
+
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_file_names_do_not_write_on_the_terminal(tmp_path, capsys, name):
     """Broken files of these names, through the scan: one row each, as it is written."""

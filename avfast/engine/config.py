@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from avfast.engine.config_file import read_config_file, refuse_deep
 from avfast.errors import ConfigError, MissingDependency
 from avfast.methods import Method, get_method
 
@@ -180,9 +181,17 @@ def parse_config(
     sections = _sections(recipe)
     keys = [f"{s}.{f.name}" for s, cls in sections.items() for f in dataclasses.fields(cls)]
     values: dict[str, Any] = {}
-    for source in (method.defaults, _preset(method, preset), _read_file(file), dict(_split(word) for word in words)):
+    for source in (
+        method.defaults,
+        _preset(method, preset),
+        read_config_file(file),
+        dict(_split(word) for word in words),
+    ):
         values |= {_resolve(key, keys, recipe): value for key, value in source.items()}
-    arguments = [f"--{key}={_as_text(value)}" for key, value in values.items()]
+    texts = {key: _as_text(value) for key, value in values.items()}
+    for key, text in texts.items():
+        refuse_deep(text, key)
+    arguments = [f"--{key}={text}" for key, text in texts.items()]
     parsed = _parse(sections, arguments)
     config = TrainConfig(recipe, **{name: cls(**vars(parsed[name])) for name, cls in sections.items()})
     _check_ranges(config)
@@ -274,30 +283,6 @@ def _preset(method: type[Method], name: str | None) -> dict[str, Any]:
         known = ", ".join(method.presets) or "none"
         raise ConfigError(f"recipe '{method.card.name}' has no preset '{name}'; presets: {known}")
     return dict(method.presets[name])
-
-
-def _read_file(file: str | Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    import yaml  # a dependency of jsonargparse
-
-    try:
-        text = Path(file).read_text()
-        # A few lines of references to references stand for gigabytes.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"configuration file '{file}': expected plain values, found a reference (*name)")
-        tree = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"configuration file '{file}': {str(error).splitlines()[0]}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"configuration file '{file}': expected sections data, optim, run, method")
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key != "recipe":
-            flat[key] = value
-    return flat
 
 
 def _as_text(value: Any) -> str:
