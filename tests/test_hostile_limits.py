@@ -16,6 +16,7 @@ pytest.importorskip("PIL", reason="reading pictures needs Pillow")
 
 from data_fixtures import plain_clip  # noqa: E402
 
+from avfast import env  # noqa: E402
 from avfast.data import probe, read_clip  # noqa: E402
 from avfast.data.image_folder import PictureError, read_picture  # noqa: E402
 from avfast.data.media import MediaError, read_all  # noqa: E402
@@ -130,6 +131,14 @@ def test_a_file_that_decodes_to_too_much_is_stopped(tmp_path, monkeypatch):
     with pytest.raises(MediaError, match="decodes to more than .* bytes .*; AVFAST_MAX_FILE_BYTES raises") as caught:
         read_all(path, **WANTED)
     assert caught.value.cause == "too-large"
+
+
+def test_the_limit_is_read_once_for_each_file(tmp_path, monkeypatch):
+    path, asked, text = plain_clip(tmp_path / "clip.mp4"), [], env.text
+    monkeypatch.setattr(env, "text", lambda name: asked.append(name) or text(name))
+    for count in (1, 2):
+        assert len(read_all(path, **WANTED).frames) > 8
+        assert asked.count("AVFAST_MAX_FILE_BYTES") == count
 
 
 def test_a_time_stamp_far_ahead_asks_for_no_silence(tmp_path):

@@ -81,8 +81,8 @@ class SoundSink:
     # hold back (a few milliseconds) means that input is missing.
     GAP = 0.1
 
-    def __init__(self, av: ModuleType, sample_rate: int, end: float) -> None:
-        self.sample_rate, self.until = sample_rate, end
+    def __init__(self, av: ModuleType, sample_rate: int, end: float, max_bytes: int) -> None:
+        self.sample_rate, self.until, self.max_bytes = sample_rate, end, max_bytes
         self.blocks: list[np.ndarray] = []
         self.start, self.done = 0.0, False
         self._count = 0
@@ -101,7 +101,7 @@ class SoundSink:
         expected = self._in_start + self._count / self.sample_rate
         gap = time + frame.samples / frame.sample_rate - expected
         if gap > self.GAP:
-            check_bytes(self.bytes + 4 * gap * self.sample_rate)  # a time stamp may say anything
+            check_bytes(self.bytes + 4 * gap * self.sample_rate, self.max_bytes)  # a time stamp may say anything
             silence = np.zeros(round(gap * self.sample_rate), np.float32)
             self.blocks.append(silence)
             self._count += len(silence)

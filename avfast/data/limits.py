@@ -62,13 +62,25 @@ def check_pixels(width: int, height: int, what: str = "shows pictures") -> None:
         raise Refused("too-large", detail)
 
 
-def check_bytes(count: float) -> None:
-    """Refuse a file that has given more pictures and sound than ``AVFAST_MAX_FILE_BYTES``.
+def max_file_bytes() -> int:
+    """The most bytes of pictures and sound out of one file, ``AVFAST_MAX_FILE_BYTES``.
+
+    Raises:
+        ConfigError: the variable is not a positive whole number.
+
+    >>> max_file_bytes()
+    4294967296
+    """
+    return _whole("AVFAST_MAX_FILE_BYTES")
+
+
+def check_bytes(count: float, most: int) -> None:
+    """Refuse a file that has given more bytes of pictures and sound than ``most``, its :func:`max_file_bytes`.
 
     Raises:
         Refused: with cause ``too-large``.
     """
-    if count > (most := _whole("AVFAST_MAX_FILE_BYTES")):
+    if count > most:
         detail = f"decodes to more than {most} bytes of pictures and sound; AVFAST_MAX_FILE_BYTES raises it"
         raise Refused("too-large", detail)
 

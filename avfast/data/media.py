@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avfast.data.converters import PictureSink, SoundSink, require_av
 from avfast.data.frame_sampling import frame_times, middle
-from avfast.data.limits import Refused, check_bytes, check_pixels, check_rate, max_pixels
+from avfast.data.limits import Refused, check_bytes, check_pixels, check_rate, max_file_bytes, max_pixels
 from avfast.data.members import Member, MemberFile
 from avfast.errors import UnreadableFile
 
@@ -212,6 +212,7 @@ class MediaFile:
         self._source = _source(path)
         # The decoder's own limit too: the size in a header and that of the pictures need not agree.
         limit = {"max_pixels": str(min(max_pixels(), 2**31 - 1))}
+        self.max_bytes = max_file_bytes()
         try:
             self._container = self._av.open(self._source, metadata_errors="replace", options=limit)
         except (self._av.FFmpegError, OSError, ValueError) as error:
@@ -341,7 +342,7 @@ class MediaFile:
     def _decode(self, size: Any, sample_rate: int, crop: str, window: Any, wanted: tuple[bool, bool]) -> Decoded | None:
         codec = self.video.codec_context.name if self.video else ""
         pictures = PictureSink(self._av, size, crop, window[2] if window else None, codec)
-        sound = SoundSink(self._av, sample_rate, window[0] + window[1] if window else math.inf)
+        sound = SoundSink(self._av, sample_rate, window[0] + window[1] if window else math.inf, self.max_bytes)
         pairs = [(s, sink) for s, sink, w in zip((self.video, self.audio), (pictures, sound), wanted, strict=True) if w]
         sinks: dict[int, PictureSink | SoundSink] = {stream.index: sink for stream, sink in pairs}
         for packet in self._container.demux(*(stream for stream, _ in pairs)):
@@ -350,7 +351,7 @@ class MediaFile:
                 for frame in packet.decode():
                     if frame.time is not None:
                         sink.add(frame, frame.time - self.origin)
-                        check_bytes(pictures.bytes + sound.bytes)
+                        check_bytes(pictures.bytes + sound.bytes, self.max_bytes)
             elif all(sink.done for sink in sinks.values()):
                 break
         sound.flush()

@@ -108,12 +108,12 @@ class SoundFile(MediaFile):
         return waveform, len(waveform) / sample_rate
 
     def _sound(self, sample_rate: int, end: float) -> SoundSink | None:
-        sink = SoundSink(self._av, sample_rate, end)
+        sink = SoundSink(self._av, sample_rate, end, self.max_bytes)
         for packet in self._container.demux(self.audio):
             for frame in packet.decode():
                 if frame.time is not None:
                     sink.add(frame, frame.time - self.origin)
-                    check_bytes(sink.bytes)
+                    check_bytes(sink.bytes, self.max_bytes)
             if sink.done:
                 break
         sink.flush()
