@@ -20,7 +20,7 @@ from avfast.data.outputs import require_folder
 from avfast.engine.allocator import keep_freed_memory
 from avfast.engine.board import Board, require_tensorboard
 from avfast.engine.build import build_accelerator, build_method, with_classes
-from avfast.engine.checkpoint import clear_temporary, clear_temporary_below
+from avfast.engine.checkpoint import clear_temporary_below
 from avfast.engine.conclude import Outcome, conclude, curves_title
 from avfast.engine.config import TrainConfig, parse_config
 from avfast.engine.demo_data import MADE, made_folder, make_data
@@ -188,7 +188,6 @@ class Job:
         out, config = self.request.out, self.config
         self.plan_lines = plan_lines
         if self.accelerator.is_main_process:
-            clear_temporary(out)
             clear_temporary_below(out / "figures", out / "export")
         with StopRequest() as stop:
             share = 0.5 if config.run.control else 1.0
