@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 from pathlib import Path
 from typing import Any
 
 from avfast.data.index_files import user_folder
 from avfast.data.members import Member
+from avfast.data.replacing import clear_half_written, replacing
 
 NAME = ".avfast-cache.json"
 
@@ -26,6 +27,7 @@ class FileCache:
         self.root, self.kind = root, kind
         self._path = root / NAME if os.access(root, os.W_OK) else user_folder(root) / NAME
         self._all: dict[str, Any] = {}
+        clear_half_written(self._path.parent, re.escape(NAME))
         try:
             loaded = json.loads(self._path.read_text())
             self._all = loaded if isinstance(loaded, dict) else {}
@@ -50,11 +52,8 @@ class FileCache:
         if not self._changed:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=NAME)
-            with os.fdopen(handle, "w") as file:
-                json.dump(self._all | {self.kind: self._entries}, file)
-            os.replace(name, self._path)
+            with replacing(self._path, NAME) as file:
+                file.write(json.dumps(self._all | {self.kind: self._entries}).encode())
             self._changed = False
         except OSError:
             pass

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from avfast.data.replacing import clear_half_written, replacing
+
 FOLDER = ".avfast-index"
 VERSION = 1
+STEM = "[0-9a-f]{16}"
 
 
 def index_folder(root: Path) -> Path:
-    """``root/.avfast-index``, made if need be; where that cannot be written, a folder of the user's cache."""
-    beside = root / FOLDER
+    """``root/.avfast-index``, made if need be; where that cannot be written, a folder of the user's cache. What killed
+    writers left in it goes."""
+    folder = root / FOLDER
     try:
-        beside.mkdir(exist_ok=True)
-        if os.access(beside, os.W_OK):
-            return beside
+        folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            folder = user_folder(root)
     except OSError:
-        pass
-    return user_folder(root)
+        folder = user_folder(root)
+    clear_half_written(folder, STEM)
+    return folder
 
 
 def user_folder(root: Path) -> Path:
@@ -55,14 +60,6 @@ def load_index(path: Path, lengths: Mapping[str, str]) -> dict[str, np.ndarray] 
 
 def save_index(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write it whole or not at all; an index that cannot be written costs time and nothing else."""
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError:
-        if name is not None and os.path.exists(name):
-            os.unlink(name)
+    with suppress(OSError), replacing(path, path.stem) as file:
+        np.savez(file, **arrays)
+        os.fchmod(file.fileno(), 0o644)
