@@ -95,10 +95,23 @@ def test_it_is_what_the_loss_takes():
 
 def test_random_matches_are_uniform():
     generator = torch.Generator().manual_seed(0)
-    index, valid = random_match(4000, (2, 3), generator=generator)
-    assert index.shape == (4000, 6) and valid.all()
-    counts = index.flatten().bincount(minlength=6)
-    assert len(counts) == 6 and (counts - 4000).abs().max() < 5 * math.sqrt(4000)
+    for index, valid in (
+        random_match(4000, (2, 3), generator=generator),
+        random_match(4000, (2, 3), keys=torch.arange(-2000, 2000)),
+    ):
+        assert index.shape == (4000, 6) and valid.all()
+        counts = index.flatten().bincount(minlength=6)
+        assert len(counts) == 6 and (counts - 4000).abs().max() < 5 * math.sqrt(4000)
+
+
+def test_random_matches_of_keys_are_those_of_the_samples():
+    keys = torch.tensor([3, -8, 2**63 - 1, 3])
+    index = random_match(4, 5, keys=keys).index
+    assert torch.equal(random_match(2, 5, keys=keys[1:3]).index, index[1:3])
+    assert torch.equal(index[0], index[3]) and not torch.equal(index[0], index[1])
+    for wrong in (keys[:3], keys.int(), keys[None]):
+        with pytest.raises((ValueError, TypeError), match=r"random_match: keys: expected int64 \[4\]"):
+            random_match(4, 5, keys=wrong)
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,20 @@ def test_random_matches_are_worse_positives():
     assert by_chance < by_feature
 
 
+def test_random_matches_belong_to_the_pictures_and_not_to_the_process():
+    """Two processes draw for their halves of a batch what one process draws for all of it."""
+    method = fixtures.method(match="random", group_size=0).eval()
+    batch = fixtures.batch() | {"seed": torch.arange(8) + 2**60}
+
+    def matches(batch):
+        return method._match(batch, *(method.network(batch[view]) for view in ("view_q", "view_k")))[0]
+
+    whole = matches(batch)
+    halves = [matches({name: values[part] for name, values in batch.items()}) for part in (slice(4), slice(4, 8))]
+    assert torch.equal(torch.cat(halves), whole)
+    assert not torch.equal(matches(batch | {"seed": batch["seed"] + 8}), whole), "another epoch, another draw"
+
+
 # ------------------------------------------------------------------------------------------- state, precision, backends
 
 

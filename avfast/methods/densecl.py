@@ -47,7 +47,8 @@ class DenseCLConfig:
         loss_lambda: share of the dense loss; 0 is MoCo-v2, without the dense branch and its cost.
         lambda_start: optimiser step from which on loss_lambda counts, 0 before; the dense branch is watched and its
             queue filled meanwhile. Needed where loss_lambda is 1.
-        match: positive of a cell: most similar by backbone features, same place by geometry, or random (a control).
+        match: positive of a cell: most similar by backbone features, same place by geometry, or random (a control),
+            drawn by the batch's `seed` where it has one, whatever the number of processes.
         grid: cells per side of the dense branch, both maps pooled to it; 0 takes the map as it is.
         queue: negatives kept, for each branch; well under the number of images, or most images meet an older key of
             their own among their negatives (840 images in batches of 32: 71 % of them in a queue of 1,024, 5 % of
@@ -293,7 +294,8 @@ class DenseCL(Method):
         if self.config.match == "feature":
             return by_feature, agreement
         if self.config.match == "random":
-            return random_match(len(by_feature), tuple(k.map.shape[2:]), device=by_feature.device).index, agreement
+            keys, grid = batch.get("seed"), tuple(k.map.shape[2:])
+            return random_match(len(by_feature), grid, device=by_feature.device, keys=keys).index, agreement
         if truth is None:
             raise ConfigError("method.match=geometry: the batch has no crop_q and crop_k")
         return truth.index, agreement

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..ops import _check
 from ..ops.dense_contrastive import Correspondence
+from .sample_draws import SampleDraws
 
 
 def geometric_match(crop_q: Tensor, crop_k: Tensor, grid: int | tuple[int, int]) -> Correspondence:
@@ -62,14 +63,26 @@ def random_match(
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    keys: Tensor | None = None,
 ) -> Correspondence:
     """A uniformly random cell of the key view for each cell of the query view: the control of DenseCL's ablation.
+
+    Args:
+        keys: int64 ``[B]``, one for each sample (``seed`` of a batch of pictures): the draw depends on them and nothing
+            else, so that several processes draw for their shares what one draws for the whole batch. Instead of
+            `generator` and `device`.
 
     >>> random_match(2, 3).index.shape
     torch.Size([2, 9])
     """
     rows, columns = _sides("random_match", grid)
-    index = torch.randint(rows * columns, (batch, rows * columns), generator=generator, device=device)
+    cells = rows * columns
+    if keys is None:
+        index = torch.randint(cells, (batch, cells), generator=generator, device=device)
+    else:
+        if keys.shape != (batch,) or keys.dtype != torch.int64:
+            _check.fail("random_match", "keys", f"int64 [{batch}]", f"{keys.dtype} {list(keys.shape)}")
+        index = (SampleDraws(keys, salt=2).uniform(cells) * cells).long().clamp(max=cells - 1)
     return Correspondence(index, torch.ones_like(index, dtype=torch.bool))
 
 
