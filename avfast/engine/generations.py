@@ -164,6 +164,11 @@ class Generations:
                     return step
         return load_checkpoint(path)["counters"]["step"]
 
+    def last_good(self) -> str:
+        """Where the last good state is, as a clause for messages."""
+        last = self.path("last")
+        return f"the last good state is in '{last}'" if last.is_file() else "nothing was saved yet"
+
     def reached(self) -> int:
         """The last step that the names of files know of."""
         return max(self.steps(), default=0)

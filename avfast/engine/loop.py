@@ -16,27 +16,27 @@ from avfast.engine.batches import agree_on_size, parts
 from avfast.engine.board import Board
 from avfast.engine.breakage import Breakage
 from avfast.engine.build import build_method, build_optimizer, build_schedule
-from avfast.engine.checkpoint import WORKERS, clear_temporary, load_checkpoint
+from avfast.engine.checkpoint import clear_temporary
 from avfast.engine.config import TrainConfig
 from avfast.engine.contents import content_hashes
 from avfast.engine.fetch import DataLost, close_loader, fetched
-from avfast.engine.finite import CURE, MOST, FiniteWatch, Snapshot, batch_words, is_finite_step, named
+from avfast.engine.finite import FiniteWatch, Snapshot
 from avfast.engine.generations import Generations
 from avfast.engine.gradients import clip_and_measure
 from avfast.engine.inputs import build_pipeline
 from avfast.engine.interval import Interval, combined, mean_over_processes, timed
 from avfast.engine.journal import Journal
 from avfast.engine.memory import memory_row
+from avfast.engine.nonfinite import dropped, require_finite
 from avfast.engine.parallel import parallel_method
-from avfast.engine.processes import wait_for_all
+from avfast.engine.processes import anywhere
 from avfast.engine.progress import Progress
-from avfast.engine.resume import changes_since, refuse_changes
+from avfast.engine.saving import restore, save
 from avfast.engine.signals import Budget, StopRequest
 from avfast.engine.sources import ADVICE, count_errors, training_loader, training_sampler
-from avfast.engine.state import local_buffers, restore_rng_state, rng_state, versions
 from avfast.engine.validate import Validator
 from avfast.engine.watch import Watch
-from avfast.errors import AvfastError, CheckpointError, DataError, RunFault
+from avfast.errors import AvfastError, DataError, RunFault
 from avfast.evaluate import collapse_indicators
 from avfast.methods import Method, StepOutput
 
@@ -114,17 +114,17 @@ class Trainer:
         self.loader = training_loader(dataset, self.sampler, config.data, pin_memory=on_gpu)
         self.step, self.looked, self.best_step, self.best_loss = 0, 0, 0, math.inf
         self.errors: dict[str, int] = {}
-        self._stop: StopRequest | None = None
+        self.stop: StopRequest | None = None
         self.grad_norm: torch.Tensor | None = None
         self.interval = Interval()
         self.remarks: list[str] = []
         self.generations = Generations(out / "checkpoints", config.run.keep_last)
         self.contents = content_hashes(config.to_dict())
-        self._unsaved, self._best_unsaved = True, False
+        self.unsaved, self.best_unsaved = True, False
         if accelerator.is_main_process:
             clear_temporary(out, self.generations.folder)
         if resume is not None:
-            self._restore(load_checkpoint(resume), resume, force=force)
+            restore(self, resume, force=force)
         self.watch = Watch(config.data, steps, start=self.step)
         self.source = getattr(getattr(dataset, "dataset", dataset), "source", None)  # a control wraps the data set
         self.breakage = Breakage(None if self.source is None else self.source.root, self.method.inputs.noun)
@@ -140,11 +140,11 @@ class Trainer:
         """Train until the last step, a signal or the end of the budget; the state on disk is complete
         afterwards."""
         budget.start()
-        self._stop = stop
+        self.stop = stop
         if self.step == 0 and self.accelerator.is_main_process:
             self.generations.clear()  # of a run that this one replaces
-        if self._best_unsaved:  # it was killed between the two names of this state, and the next one is another
-            self._save(final=self.step == self.steps)
+        if self.best_unsaved:  # it was killed between the two names of this state, and the next one is another
+            save(self, final=self.step == self.steps)
         quiet = not self.accelerator.is_main_process
         title = "train" if self.kind == "main" else self.kind
         noun = self.method.inputs.noun
@@ -153,8 +153,8 @@ class Trainer:
             if stopped == "budget" and self.looked < self.step:
                 self._look(progress, stop)
         done = self.step == self.steps
-        if self._unsaved or (done and not self.generations.path("final").is_file()):
-            self._save(final=done)
+        if self.unsaved or (done and not self.generations.path("final").is_file()):
+            save(self, final=done)
         if self.board is not None:
             self.board.flush()
         method = self.parallel.trained(lambda: build_method(self.config))
@@ -172,7 +172,7 @@ class Trainer:
             began = time.perf_counter()
             output = self._train_step(batch)
             self.step += 1
-            self._unsaved = True
+            self.unsaved = True
             samples = len(batch["index"]) * self.accelerator.num_processes
             self.interval.add(output, samples, data_s, time.perf_counter() - began, self.grad_norm)
             progress.advance(self.step)
@@ -180,7 +180,7 @@ class Trainer:
             stopped = self._reason_to_stop(stop, budget) or ("finished" if last else "")
             if stopped or any(self.step % n == 0 for n in (run.log_every, self.eval_every, run.save_every)):
                 began = time.perf_counter()
-                self._require_finite()  # waits for a GPU to end the steps under way: their time too
+                require_finite(self)  # waits for a GPU to end the steps under way: their time too
                 self.interval.compute_s += time.perf_counter() - began
             if self.step % run.log_every == 0 or (last and self.interval.outputs):
                 self._log(progress)
@@ -191,8 +191,8 @@ class Trainer:
                 stopped = self._reason_to_stop(stop, budget) or "signal"
             if stopped:
                 return stopped
-            if self._best_unsaved or self.step % run.save_every == 0:
-                self._save()
+            if self.best_unsaved or self.step % run.save_every == 0:
+                save(self)
         return "finished"
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -213,14 +213,14 @@ class Trainer:
     def _lost(self, fault: DataLost | RunFault) -> AvfastError:
         """Save what was trained when no further batch comes, between two steps; the error that says so."""
         reason = fault.reason if isinstance(fault, DataLost) else fault
-        kept = self._last_state()
+        kept = self.generations.last_good()
         if self.accelerator.num_processes == 1 and self.step > self.started_at:
-            self._require_finite()
+            require_finite(self)
             try:
                 self.journal.write("fault", step=self.step, cause="data", text=str(reason))
-                if self._unsaved:
-                    self._save()
-                kept = f"state saved at step {self.step} of {self.steps} in '{self._last}'"
+                if self.unsaved:
+                    save(self)
+                kept = f"state saved at step {self.step} of {self.steps} in '{self.generations.path('last')}'"
             except RunFault as full:
                 kept = f"{full}; {kept}"
         return type(reason)(f"{reason}; {kept}; --resume auto continues")
@@ -245,7 +245,7 @@ class Trainer:
         output = combined(outputs)
         wanted = dropping or (self.step + 1) % self.config.run.log_every == 0
         self.grad_norm = clip_and_measure(self.accelerator, self.model, self.config.optim.clip_norm, wanted=wanted)
-        if before is not None and self._dropped(output, batch, before):
+        if before is not None and dropped(self, output, batch, before):
             return None
         self.finite.note(self.step + 1, output.loss, batch)
         self.optimizer.step()
@@ -254,68 +254,10 @@ class Trainer:
         self.method.after_optimizer_step(self.step + 1)
         return output
 
-    def _any(self, flag: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return flag
-        votes = torch.tensor(float(flag), device=self.accelerator.device)
-        return self.accelerator.reduce(votes, reduction="sum").item() > 0
-
     def _reason_to_stop(self, stop: StopRequest, budget: Budget) -> str | None:
-        if self._any(stop.signal_name is not None):
+        if anywhere(self.accelerator, stop.signal_name is not None):
             return stop.signal_name or "signal"
-        return "budget" if self._any(budget.spent()) else None
-
-    def _dropped(self, output: StepOutput, batch: dict[str, Any], before: Snapshot) -> bool:
-        """Whether this step is dropped, as all processes must agree; then as if its batch had never come."""
-        scaler = self.accelerator.scaler
-        watched = self.finite.statistics()
-        good = is_finite_step(self.model, output.loss, self.grad_norm, watched, scaled=scaler is not None)
-        if not self._any(not good):
-            self.finite.good_step()
-            return False
-        before.restore()
-        self.method.forget_step()
-        if scaler is not None:  # it has seen this step begin, and must see it end: without a change, as for an overflow
-            next(p for p in self.model.parameters() if p.grad is not None).grad.fill_(math.inf)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.grad_norm = None
-        what = "the gradient or the state is not finite"
-        if not output.loss.isfinite():
-            what = f"the loss is {output.loss.item()}"
-        rows = [{"loss": output.loss.item(), **named(batch, self.source)}]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            rows = gather_object(rows)
-        found = [row for row in rows if not math.isfinite(row["loss"])] or rows  # gradients do not tell whose they are
-        step = self.step + 1
-        for row in found:
-            self.journal.write("fault", step=step, cause="nonfinite", **row)
-        if self.finite.dropped_step():
-            raise AvfastError(
-                f"{MOST} steps in a row were dropped, up to step {step}, the last because {what} "
-                f"({batch_words(found[0])}); {self._last_state()}. {CURE}"
-            )
-        return True
-
-    def _require_finite(self) -> None:
-        """Stop before a diverged state is evaluated, logged as progress or saved over a good one; all processes do."""
-        found = self.finite.look()
-        if not self._any(found is not None):
-            return
-        what, step, batch = found or ("another process has a loss that is not finite", self.step, {})
-        words = f" ({batch_words(named(batch, self.source))})" if batch else ""
-        raise AvfastError(
-            f"{what} at step {step}{words}; {self._last_state()}. {CURE}, and run.on_nonfinite=skip drops such steps"
-        )
-
-    @property
-    def _last(self) -> Path:
-        return self.generations.path("last")
-
-    def _last_state(self) -> str:
-        return f"the last good state is in '{self._last}'" if self._last.is_file() else "nothing was saved yet"
+        return "budget" if anywhere(self.accelerator, budget.spent()) else None
 
     def _log(self, progress: Progress, **marks: bool) -> None:
         interval = self.interval
@@ -354,9 +296,9 @@ class Trainer:
                 row = self.validator(self.method, self.pipeline, self.accelerator.autocast, stop=stopping)
             except DataError as error:
                 raise self._lost(DataLost(self.breakage.explain(error))) from error
-            if self._any(row is None):
+            if anywhere(self.accelerator, row is None):
                 return False
-        self.looked, self._unsaved = self.step, True
+        self.looked, self.unsaved = self.step, True
         if row is None:
             return True
         if self.accelerator.num_processes > 1:
@@ -367,89 +309,5 @@ class Trainer:
         self.journal.write("val", step=self.step, **row)
         progress.validation(self.step, row)
         if row["loss"] < self.best_loss:
-            self.best_loss, self.best_step, self._best_unsaved = row["loss"], self.step, True
+            self.best_loss, self.best_step, self.best_unsaved = row["loss"], self.step, True
         return True
-
-    def _save(self, *, final: bool = False) -> None:
-        own = [{"rng": rng_state(), "local": local_buffers(self.method), "interval": self.interval.state()}]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            own = gather_object(own)
-        model, optimizer = self.parallel.states()
-        if self.accelerator.is_main_process:
-            self.journal.sync()
-            epoch, offset = divmod(self.step, len(self.sampler))
-            self.sampler.set_position(epoch, offset)
-            scaler = self.accelerator.scaler
-            state = {
-                "model": model,
-                "optimizer": optimizer,
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "sampler": self.sampler.state_dict(),
-                **{name: [process[name] for process in own] for name in ("rng", "local", "interval")},
-                "workers": WORKERS,
-                "counters": {
-                    "step": self.step, "looked": self.looked, "best_step": self.best_step,
-                    "best_loss": self.best_loss, "errors": self.errors,
-                },
-                "config": self._config(),
-                "contents": self.contents,
-                "split_fingerprint": self.fingerprint,
-                "kind": self.kind,
-                "versions": versions(self.accelerator.device),
-            }  # fmt: skip
-            self.generations.save(state, best=self._best_unsaved, final=final)
-            if not self.best_step:
-                self.generations.path("best").unlink(missing_ok=True)  # of a future that this run has left
-        self._unsaved = self._best_unsaved = False
-        wait_for_all(self._stop)
-
-    def _restore(self, state: dict[str, Any], path: Path, *, force: bool) -> None:
-        if state["kind"] != self.kind:
-            raise CheckpointError(f"checkpoint '{path}' belongs to a {state['kind']} run, not a {self.kind} run")
-        if not force:
-            changes = changes_since(state, self.config, self._config(), self.contents, self.fingerprint)
-            refuse_changes(path, changes)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        same = len(state["rng"]) == processes
-        local = state["local"][rank] if same else {}
-        try:
-            self.parallel.load_states({**state["model"], **local}, state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint '{path}' does not fit the model: {str(error).strip()}") from error
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        counters = state["counters"]
-        self.step, self.looked = counters["step"], counters["looked"]
-        self.best_step, self.best_loss = counters["best_step"], counters["best_loss"]
-        self.errors = dict(counters["errors"])
-        if same:
-            self.interval = Interval.of(state["interval"][rank], self.accelerator.device)
-            restore_rng_state(state["rng"][rank])
-        was, now = state["versions"], versions(self.accelerator.device)
-        if other := [f"{k} {was[k]} -> {now.get(k)}" for k in was if was[k] != now.get(k)]:
-            self.remarks.append(f"written elsewhere ({', '.join(other)}): the last bits of what follows may differ")
-        self._unsaved = path.resolve() != self.generations.path("last").resolve()
-        if not self._unsaved and self.accelerator.is_main_process:
-            self.generations.prune(self.step)
-        self._find_best()
-
-    def _find_best(self) -> None:
-        """The best state so far is ``best.pt``, unless that was lost, or belongs to steps that will be done again."""
-        found = self.generations.step_of("best") if self.best_step else 0
-        if found == self.best_step:
-            return
-        if self.best_step == self.step:
-            self._unsaved = self._best_unsaved = True
-            return
-        if found is None:
-            best = self.generations.path("best")
-            self.remarks.append(f"'{best}' of step {self.best_step} is missing or damaged: the best is chosen anew")
-        self.best_step, self.best_loss = 0, math.inf
-
-    def _config(self) -> dict[str, Any]:
-        # What a batch is depends on the processes that share it.
-        return {**self.config.to_dict(), "steps": self.steps, "processes": self.accelerator.num_processes}

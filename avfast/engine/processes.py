@@ -18,6 +18,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from avfast.engine.signals import StopRequest
@@ -93,6 +94,14 @@ def wait_for_all(stop: StopRequest | None = None) -> None:
             raise LostProcess(f"{stop.signal_name}, and not all of {world} processes came to save their state")
         time.sleep(pause)
         pause = min(0.2, 1.5 * pause)
+
+
+def anywhere(accelerator: Any, flag: bool) -> bool:
+    """Whether `flag` is set in one process or more; all take part."""
+    if accelerator.num_processes == 1:
+        return flag
+    votes = torch.tensor(float(flag), device=accelerator.device)
+    return accelerator.reduce(votes, reduction="sum").item() > 0
 
 
 @contextmanager
