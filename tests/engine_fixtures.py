@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from avfast.engine.signals import StopRequest
+from avfast.benches.soak.toy import StopAt, tower, weights  # noqa: F401
 from avfast.methods import Inputs, Method, MethodCard, StepOutput
 from avfast.methods.base import ImageInputs
 
@@ -51,27 +51,6 @@ def scenes_split(split: str = "train", *, seed: int = 0):
     return build_dataset(part, IMAGES, DataConfig(), seed=seed, train=split == "train", cache=False)
 
 
-class StopAt(StopRequest):
-    """A signal that arrives during step n of a trainer."""
-
-    def __init__(self, trainer, step):
-        super().__init__()
-        self.trainer, self.at = trainer, step
-
-    @property
-    def signal_name(self):
-        return "SIGTERM" if self.trainer.step >= self.at else None
-
-    @signal_name.setter
-    def signal_name(self, value):
-        pass
-
-
-def weights(trainer) -> dict:
-    """A copy of the whole state of a trainer's method."""
-    return {k: v.clone() for k, v in trainer.method.state_dict().items()}
-
-
 @dataclass(frozen=True)
 class ToyConfig:
     """Attributes:
@@ -84,16 +63,14 @@ class ToyConfig:
 
 
 class Toy(Method):
-    """Two linear towers with dropout and batch norm: everything a checkpoint must not forget."""
+    """The two towers of the long checks, on numbers, and a count of steps."""
 
     card = MethodCard("toy", "t", "a", "v", "0", "s", "n")
     Config = ToyConfig
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
-        width = config.width
-        self.audio = nn.Sequential(nn.Linear(16, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4))
-        self.video = nn.Sequential(nn.Linear(12, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4))
+        self.audio, self.video = tower(16, config.width), tower(12, config.width)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @property

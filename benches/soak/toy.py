@@ -36,17 +36,20 @@ class ToyConfig:
     width: int = 8
 
 
+def tower(inputs: int, width: int) -> nn.Sequential:
+    """From ``[B, inputs]`` to ``[B, 4]``; dropout and batch norm are what a checkpoint must not forget."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 4))
+
+
 class ToyClips(Method):
-    """Two towers with batch norm and dropout, and a queue: what a checkpoint must not forget."""
+    """Two towers and a queue."""
 
     card = MethodCard("soak-toy", "t", "a", "v", "0", "s", "n")
     Config = ToyConfig
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
-        w = config.width
-        self.audio = nn.Sequential(nn.Linear(16, w), nn.BatchNorm1d(w), nn.Dropout(0.3), nn.Linear(w, 4))
-        self.video = nn.Sequential(nn.Linear(12, w), nn.BatchNorm1d(w), nn.Dropout(0.3), nn.Linear(w, 4))
+        self.audio, self.video = tower(16, config.width), tower(12, config.width)
         self.queue = FeatureQueue(32, 4)
         self.last: torch.Tensor | None = None
 
