@@ -115,3 +115,23 @@ def test_a_process_that_hangs_beyond_help_ends_the_run(tmp_path, clips, monkeypa
     with pytest.raises(RunFault, match=rf"the loader hangs: no batch within 4\.8 s; .*{clips}/007\.mp4"):
         fit(trainer)
     assert time.monotonic() - began < 15
+
+
+def test_a_process_that_hangs_while_its_earlier_batch_is_fetched_ends_the_run(tmp_path, clips, monkeypatch):
+    """The batch is announced, and the process that would hand over its tensors answers no more."""
+
+    def hang(self, epoch, index):
+        if index == stuck:
+            ctypes.PyDLL(None).sleep(1000)
+        return sample(self, epoch, index)
+
+    sample = ClipDataset._sample
+    monkeypatch.setattr(ClipDataset, "_sample", hang)
+    trainer = make(tmp_path, clip_set(clips), recipe="clips", workers=1, data={"timeout": 0.4})
+    stuck = int(trainer.sampler.order(0)[2 * 4])  # of the third batch
+    before_step(trainer, 1, lambda: time.sleep(2))
+    began = time.monotonic()
+    with pytest.raises(RunFault, match=rf"the loader hangs: no batch within 4\.8 s; .*{clips}/{stuck:03d}\.mp4"):
+        fit(trainer)
+    assert time.monotonic() - began < 20
+    assert saved_step(tmp_path) == 1

@@ -41,15 +41,18 @@ def fetched(loader: DataLoader) -> Iterator[dict[str, Any]]:
     with _DEATHS.use(loader.num_workers > 0) as waiting:
         batches = None
         while True:
+            patience = _Patience(loader)
             try:
-                with waiting():
+                with waiting(), patience:
                     batches = iter(loader) if batches is None else batches
                     batch = next(batches)
             except StopIteration:
                 return
             except Exception as error:
-                if (reason := explain(error, loader)) is None:
+                if (reason := _hang(loader) if patience.ended else explain(error, loader)) is None:
                     raise
+                if patience.ended:
+                    close_loader(loader)  # before torch hears of the deaths, which it would raise wherever it does
                 raise DataLost(reason) from error
             yield batch
 
@@ -64,12 +67,42 @@ def explain(error: Exception, loader: DataLoader) -> AvfastError | None:
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in text:
         return _death(text, loader)
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
-        files = [path for worker in range(loader.num_workers) if (path := _reading(loader, worker))]
-        where = f"; its processes are reading {', '.join(files)}" if files else ""
-        return RunFault(f"the loader hangs: no batch within {loader.timeout:g} s{where}")
+        return _hang(loader)
     if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "Too many open files" in text):
         return RunFault(f"the loader failed: {text.splitlines()[0]}")
     return None
+
+
+def _hang(loader: DataLoader) -> RunFault:
+    files = [path for worker in range(loader.num_workers) if (path := _reading(loader, worker))]
+    where = f"; its processes are reading {', '.join(files)}" if files else ""
+    return RunFault(f"the loader hangs: no batch within {loader.timeout:g} s{where}")
+
+
+class _Patience:
+    """Ends the processes of a loader that are waited for longer than its time limit. Torch keeps that limit only until
+    a batch is announced: the file handles of its tensors it then asks of the process that made it, without any limit,
+    and one that hangs in a later file never answers. ``ended`` tells whether that was so."""
+
+    SLACK = 2.0  # the limit of torch comes first
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader, self.ended, self._timer = loader, False, None
+
+    def __enter__(self) -> None:
+        if self.loader.num_workers and self.loader.timeout:
+            self._timer = threading.Timer(self.loader.timeout + self.SLACK, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        self.ended = True
+        for worker in getattr(self.loader._iterator, "_workers", []):
+            worker.kill()
 
 
 def _death(text: str, loader: DataLoader) -> RunFault:
