@@ -3,12 +3,10 @@ written."""
 
 from __future__ import annotations
 
-import os
-
-import numpy as np
 import pytest
 import torch
 from conftest import SETS, computing, why_not
+from sparse_memory import sparse, unwritten  # noqa: F401
 from torch import Tensor
 
 import avfast
@@ -16,35 +14,6 @@ import avfast
 # Beyond what 31 and what 32 bits count, and no multiple of anything.
 FAR = (2**31 + 7, 2**32 + 11)
 WAYS = [way for way in ("torch", *SETS) if why_not(way) is None]
-
-
-class Sparse:
-    """Tensors whose first dimension has a stride of billions of elements, in a file of which a few pages exist."""
-
-    def __init__(self, path, bytes_: int) -> None:
-        with open(path, "wb") as file:
-            os.truncate(file.fileno(), bytes_)
-        self.path, self.bytes = path, bytes_
-
-    def far(self, x: Tensor, stride: int, dim: int = 0) -> Tensor:
-        """``x`` with ``stride`` elements between neighbours along ``dim``."""
-        count = self.bytes // x.element_size()
-        assert (x.shape[dim] - 1) * stride + x.numel() <= count
-        memory = torch.from_file(str(self.path), shared=False, size=count, dtype=x.dtype)
-        inner = list(torch.empty_like(x.select(dim, 0), memory_format=torch.contiguous_format).stride())
-        view = memory.as_strided(x.shape, [*inner[:dim], stride, *inner[dim:]])
-        view.copy_(x)
-        return view
-
-
-@pytest.fixture
-def sparse(tmp_path):
-    """Three rows of 2^32 half numbers, some more for the largest stride."""
-    file = tmp_path / "holes"
-    try:
-        return Sparse(file, 2 * (2 * FAR[1] + 4096))
-    except OSError as error:
-        pytest.skip(f"no sparse file of 17 GB here: {error}")
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -103,7 +72,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_that_lie_billions_of_elements_apart(name, sparse):
+def test_rows_that_lie_billions_of_elements_apart(name, sparse):  # noqa: F811
     """Value and gradients equal those of the same numbers side by side, bit for bit."""
     function, shapes, (which, dim) = CASES[name]
     inputs = [draw(*shape) for shape in shapes]
@@ -121,18 +90,13 @@ def gradients_or_value(function, inputs: list[Tensor]) -> list[Tensor]:
     return gradients(function, *inputs) if out.requires_grad else [out]
 
 
-def test_targets_that_lie_billions_of_elements_apart(sparse):
+def test_targets_that_lie_billions_of_elements_apart(sparse):  # noqa: F811
     logits, target = draw(3, 4, 5, 5), torch.arange(3 * 36).view(3, 6, 6).remainder(4).to(torch.uint8)
     far = sparse.far(target, FAR[1])
     for way in WAYS:
         with computing(way):
             a, b = (avfast.upsample_cross_entropy(logits, t, align_corners=True) for t in (target, far))
         assert torch.equal(a, b), way
-
-
-def unwritten(*shape: int) -> Tensor:
-    """Zeros of two bytes of which no page exists until it is written; reading gives the one page of zeros."""
-    return torch.from_numpy(np.zeros(shape, np.float16))
 
 
 @pytest.mark.skipif("cpp[base]" not in WAYS, reason="the compiled kernels are looked at here")

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.triton_math import finite_or_zero, limit_bits, load_wide, magnitude_bits
+from ..common.triton_math import counting, finite_or_zero, limit_bits, load_wide, magnitude_bits
 
 WANTED_PROGRAMS = 2112  # 16 per multiprocessor of an H100; a constant, so that results do not depend on the card
 TILE = 1024
@@ -44,13 +44,13 @@ def channel_stats_kernel(
 ):  # fmt: skip
     tiles = tl.cdiv(C, BLOCK_C)  # a one-dimensional grid: the other two end at 65535
     slice_index = tl.program_id(0) // tiles
-    n_begin = (slice_index // segments) * samples_per_slice
-    s_begin = (slice_index % segments) * segment
+    n_begin = counting(slice_index // segments, N) * samples_per_slice
+    s_begin = counting(slice_index % segments, S) * segment
     n_end = tl.minimum(n_begin + samples_per_slice, N)
     s_end = tl.minimum(s_begin + segment, S)
 
-    n_tile = tl.arange(0, BLOCK_N)[:, None, None]
-    s_tile = tl.arange(0, BLOCK_S)[None, :, None]
+    n_own, s_own = counting(tl.arange(0, BLOCK_N), N), counting(tl.arange(0, BLOCK_S), S)
+    n_tile, s_tile = n_own[:, None, None], s_own[None, :, None]
     c = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < C
     columns = x + (c * stride_c)[None, None, :]
@@ -79,7 +79,7 @@ def channel_stats_kernel(
             total_squares += d * d
             zero_tile += (mask & (magnitude_bits(v, WIDE) <= limit)).to(tl.int32)
         per_sample = tl.sum(zero_tile, axis=1)  # [BLOCK_N, BLOCK_C]
-        exists = (n_first + tl.arange(0, BLOCK_N) < n_end)[:, None]
+        exists = (n_first + n_own < n_end)[:, None]
         zero_count += tl.sum(per_sample, axis=0)
         dead_count += tl.sum((exists & (per_sample == s_end - s_begin)).to(tl.int32), axis=0)
 

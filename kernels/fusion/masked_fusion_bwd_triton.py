@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.triton_math import counting
 from ..contrastive.triton_tiles import TYPES, pointer, wide_type
 from .masked_fusion_triton import (
     COLUMNS,
@@ -65,7 +66,7 @@ def fusion_bwd_kernel(
     WEIGHT_V: tl.constexpr, RENORMALIZE: tl.constexpr, KIND_A: tl.constexpr, KIND_V: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    r = (counting(tl.program_id(0), rows) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     sums_a = tl.zeros([ROWS], tl.float64)
     sums_v = tl.zeros([ROWS], tl.float64)
     for first in range(0, depth, COLUMNS):
@@ -77,7 +78,7 @@ def fusion_bwd_kernel(
         x = tl.load(a + r * depth + d, mask=on_a, other=0.0).to(WIDE)
         if MODE == 2:  # film
             absent = 1.0 if RENORMALIZE else 0.0
-            at = r * (2 * depth) + d
+            at = (r + r) * depth + d
             gamma = tl.where(on_v, tl.load(v + at, mask=on_v, other=0.0).to(WIDE), absent)
             tl.store(da + r * depth + d, tl.where(on_a, gamma * g, 0.0).to(da.dtype.element_ty), mask=within)
             tl.store(dv + at, tl.where(on_v, g * x, 0.0).to(dv.dtype.element_ty), mask=within)
@@ -118,7 +119,7 @@ def half_bwd_kernel(
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One half of a concatenation, from columns [start, start + depth) of the gradient."""
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    r = (counting(tl.program_id(0), rows) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     sums = tl.zeros([ROWS], tl.float64)
     for first in range(0, depth, COLUMNS):
         d = (first + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]

@@ -19,10 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.triton_math import counting
 from ..contrastive.triton_tiles import TYPES, pointer, wide_type
 
 ROWS, COLUMNS, WARPS = 8, 128, 4
 SUM, GATED, FILM, CONCAT = range(4)  # avfast.reference.fusion
+
+
+@triton.jit
+def tile_of(rows, depth, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    tiles = tl.cdiv(rows, ROWS)  # a grid of one dimension: the other two end at 65535
+    r = counting(tl.program_id(0) % tiles, rows) * ROWS + tl.arange(0, ROWS)
+    d = counting(tl.program_id(0) // tiles, depth) * COLUMNS + tl.arange(0, COLUMNS)
+    return r.to(tl.int64)[:, None], d.to(tl.int64)[None, :]
 
 
 @triton.jit
@@ -63,15 +72,14 @@ def fusion_fwd_kernel(
     WIDE: tl.constexpr, MODE: tl.constexpr, MASK_A: tl.constexpr, MASK_V: tl.constexpr, WEIGHT_A: tl.constexpr,
     WEIGHT_V: tl.constexpr, RENORMALIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    d = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    r, d = tile_of(rows, depth, ROWS, COLUMNS)
     within = (r < rows) & (d < depth)
     on_a = presence(mask_a, r * ma_r + d * ma_d, within, MASK_A)
     on_v = presence(mask_v, r * mv_r + d * mv_d, within, MASK_V)
     x = tl.load(a + r * depth + d, mask=on_a, other=0.0).to(WIDE)
     if MODE == 2:  # film
         absent = 1.0 if RENORMALIZE else 0.0
-        at = r * (2 * depth) + d
+        at = (r + r) * depth + d
         gamma = tl.where(on_v, tl.load(v + at, mask=on_v, other=0.0).to(WIDE), absent)
         result = gamma * x + tl.load(v + at + depth, mask=on_v, other=0.0).to(WIDE)
     else:
@@ -93,8 +101,7 @@ def half_fwd_kernel(
     WIDE: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One half of a concatenation, into columns [first, first + depth) of the output."""
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    d = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    r, d = tile_of(rows, depth, ROWS, COLUMNS)
     within = (r < rows) & (d < depth)
     on = presence(mask, r * m_r + d * m_d, within, MASK)
     value = tl.load(x + r * depth + d, mask=on, other=0.0).to(WIDE)
@@ -115,8 +122,8 @@ class Spread:
         self.strides = (x.shape[1] if self.rows else 0, int(self.columns)) if self.given else (0, 0)
 
 
-def tiles(rows: int, depth: int) -> tuple[int, int]:
-    return triton.cdiv(rows, ROWS), triton.cdiv(depth, COLUMNS)
+def tiles(rows: int, depth: int) -> tuple[int]:
+    return (triton.cdiv(rows, ROWS) * triton.cdiv(depth, COLUMNS),)
 
 
 def masked_fusion_fwd_triton(

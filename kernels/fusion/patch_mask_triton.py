@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.triton_math import counting
 from ..contrastive.triton_tiles import TYPES, pointer, wide_type
 
 BLOCK, WARPS = 1024, 4
@@ -55,30 +56,31 @@ def draw_kernel(keys, counts, hidden, patches, PATCHES: tl.constexpr, CHUNK: tl.
 
 @triton.jit
 def patch_mask_kernel(
-    x, hidden, scale, shift, out, value: tl.float64, channels, height, width, patch_h, patch_w,
+    x, hidden, scale, shift, out, value: tl.float64, channels, height, width, pixels, patch_h, patch_w,
     WIDE: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    plane = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(pixels, BLOCK)  # a grid of one dimension: the other two end at 65535
+    plane = (tl.program_id(0) // blocks).to(tl.int64)
     channel = plane % channels
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    within = at < height * width
+    at = counting(tl.program_id(0) % blocks, pixels) * BLOCK + tl.arange(0, BLOCK)
+    within = at < pixels
     rows, columns = height // patch_h, width // patch_w
     row, column = at // width // patch_h, at % width // patch_w
     inside = within & (row < rows) & (column < columns)
-    patch = (plane // channels) * (rows * columns) + row * columns + column
-    masked = tl.load(hidden + patch, mask=inside, other=0) != 0
-    to = plane * height * width + at
+    hidden += (plane // channels) * (rows * columns)
+    masked = tl.load(hidden + row * columns + column, mask=inside, other=0) != 0
+    x, out = x + plane * pixels, out + plane * pixels
     kind = out.dtype.element_ty
     if IN_PLACE:
-        tl.store(out + to, tl.full([BLOCK], value, WIDE).to(kind), mask=masked & inside)
+        tl.store(out + at, tl.full([BLOCK], value, WIDE).to(kind), mask=masked & inside)
     else:
         stays = within & ((masked & inside) == 0)
-        y = tl.load(x + to, mask=stays, other=0.0).to(WIDE)
+        y = tl.load(x + at, mask=stays, other=0.0).to(WIDE)
         if SCALE:
             y *= tl.load(scale + channel).to(WIDE)
         if SHIFT:
             y += tl.load(shift + channel).to(WIDE)
-        tl.store(out + to, tl.where(stays, y, tl.full([BLOCK], value, WIDE)).to(kind), mask=within)
+        tl.store(out + at, tl.where(stays, y, tl.full([BLOCK], value, WIDE)).to(kind), mask=within)
 
 
 def _run(x, out, keys, counts, patch_h, patch_w, value, scale, shift, in_place) -> None:
@@ -92,9 +94,10 @@ def _run(x, out, keys, counts, patch_h, patch_w, value, scale, shift, in_place) 
             draw_kernel[(n, triton.cdiv(patches, PATCHES))](
                 keys.contiguous(), counts.contiguous(), hidden, patches, PATCHES=PATCHES, CHUNK=CHUNK, num_warps=WARPS
             )
-        patch_mask_kernel[(n * channels, triton.cdiv(height * width, BLOCK))](
+        patch_mask_kernel[(n * channels * triton.cdiv(height * width, BLOCK),)](
             x, hidden, x if scale is None else scale,
-            x if shift is None else shift, out, value, channels, height, width, patch_h, patch_w,
+            x if shift is None else shift, out, value, channels, height, width, height * width,
+            patch_h, patch_w,
             WIDE=TYPES[wide_type(x)], SCALE=scale is not None, SHIFT=shift is not None, IN_PLACE=in_place, BLOCK=BLOCK,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
@@ -135,7 +138,7 @@ def _case(dtype: torch.dtype, in_place: bool) -> dict:
         "name": f"patch_mask_kernel[{TYPES[dtype]}{', in place' if in_place else ''}]",
         "kernel": patch_mask_kernel,
         "pointers": {"x": pointer(dtype), "hidden": "*u8", "out": pointer(dtype)} | affine,
-        "integers": {"channels": 3, "height": 224, "width": 224, "patch_h": 10, "patch_w": 10},
+        "integers": {"channels": 3, "height": 224, "width": 224, "pixels": 50176, "patch_h": 10, "patch_w": 10},
         "doubles": ("value",),
         "constants": {
             "WIDE": TYPES[wide], "SCALE": not in_place, "SHIFT": not in_place, "IN_PLACE": in_place, "BLOCK": BLOCK,
