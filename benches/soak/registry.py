@@ -26,6 +26,7 @@ CHECKS: dict[str, str] = {
     "folder": "folder",
     "fuzz_ops": "fuzz_ops",
     "sanitizers": "sanitizers",
+    "threads": "threads",
 }
 
 
