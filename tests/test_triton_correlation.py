@@ -7,7 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from interpreted import ROUNDED, WIDE, assert_close, interpreted, run_twice, wide
+from interpreted import ROUNDED, WIDE, assert_close, interpreted, launched, wide
 
 import avfast
 from avfast.reference import correlation, exemplar_crop, map_loss
@@ -45,8 +45,8 @@ def check_boxes(z, target, mask, size, align_corners=True):
     options = *size, 224.0, align_corners, 3.0
     exact = map_loss.box_bce_forward(*wide(z, target, mask), *options, True)
     limit = WIDE[z.dtype]
-    assert_close(run_twice(launch, z, target, mask, *options, True), exact, [limit, 2 * limit])
-    assert_close(run_twice(launch, z, target, mask, *options, False), (exact[0], torch.empty(0)), [limit, limit])
+    assert_close(launched(launch, z, target, mask, *options, True), exact, [limit, 2 * limit])
+    assert_close(launched(launch, z, target, mask, *options, False), (exact[0], torch.empty(0)), [limit, limit])
 
 
 @interpreted
@@ -69,11 +69,11 @@ def test_boxes_and_masks_of_every_dtype(dtype):
 def test_maps_of_any_strides_and_none():
     z, target = 4 * normal(2, 2, 3, 4), boxes(2)
     launch, options = launcher("box_bce_triton", "box_bce_fwd_triton"), (13, 17, 224.0, True, 0.0, True)
-    plain = run_twice(launch, z, target, None, *options)
+    plain = launched(launch, z, target, None, *options)
     strided = z.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
     columns = target.T.contiguous().T
     assert all(
-        torch.equal(a, b) for a, b in zip(run_twice(launch, strided, columns, None, *options), plain, strict=True)
+        torch.equal(a, b) for a, b in zip(launched(launch, strided, columns, None, *options), plain, strict=True)
     )
     loss, grad = launch(z[:0], target[:0], None, *options)
     assert loss.shape == (0,) and grad.shape == (0, 1, 3, 4)
@@ -93,7 +93,7 @@ def test_a_nan_stays_in_its_map_and_its_rows():
     launch = launcher("box_bce_triton", "box_bce_fwd_triton")
     z = normal(2, 1, 6, 6)
     z[1, 0, 2, 3] = float("nan")
-    loss, grad = run_twice(launch, z, boxes(2), None, 24, 24, 224.0, False, 0.0, True)
+    loss, grad = launched(launch, z, boxes(2), None, 24, 24, 224.0, False, 0.0, True)
     assert loss.isnan().tolist() == [False, True]
     hit = torch.zeros(6, 6, dtype=torch.bool)
     hit[1:4] = True
@@ -140,11 +140,11 @@ def check_classes(z, target, weight=None, smoothing=0.0, align_corners=False):
     limits = [2 * WIDE[z.dtype]] * 3
     for per_pixel, need_grad in ((False, True), (True, False)):
         exact = map_loss.upsample_ce_forward(*wide(z, target, weight), *options, per_pixel, need_grad)
-        got = run_twice(forward, z, target, weight, *options, per_pixel, need_grad)
+        got = launched(forward, z, target, weight, *options, per_pixel, need_grad)
         assert_close(got, exact, limits)
     grad = normal(*target.shape, dtype=got[0].dtype)
     exact = map_loss.upsample_ce_backward(*wide(grad, z, target, weight), *options)
-    assert_close(run_twice(backward, grad, z, target, weight, *options), (exact,), limits[:1])
+    assert_close(launched(backward, grad, z, target, weight, *options), (exact,), limits[:1])
 
 
 @interpreted
@@ -186,7 +186,7 @@ def test_an_expanded_gradient_of_pixels():
     z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9)
     ones = torch.ones(()).expand(target.shape)
     exact = map_loss.upsample_ce_backward(*wide(ones, z, target, None), True, 255, 0.0)
-    assert_close(run_twice(backward, ones, z, target, None, True, 255, 0.0), (exact,), [2e-6])
+    assert_close(launched(backward, ones, z, target, None, True, 255, 0.0), (exact,), [2e-6])
 
 
 @interpreted
@@ -194,7 +194,7 @@ def test_images_without_a_class_and_no_images():
     forward = launcher("upsample_ce_triton", "upsample_ce_fwd_triton")
     z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9, ignored=False)
     target[1] = 255
-    loss, total, grad = run_twice(forward, z, target, None, False, 255, 0.0, False, True)
+    loss, total, grad = launched(forward, z, target, None, False, 255, 0.0, False, True)
     assert loss[0] > 0 and loss[1] == 0 and total.tolist() == [63, 0] and grad[0].any() and not grad[1].any()
     for per_pixel, shape in ((False, (0,)), (True, (0, 7, 9))):
         out = forward(z[:0], target[:0], None, False, 255, 0.0, per_pixel, True)
@@ -206,9 +206,7 @@ def test_a_class_out_of_range_is_a_nan():
     forward = launcher("upsample_ce_triton", "upsample_ce_fwd_triton")
     z, target = normal(2, 3, 3, 4), targets(2, 3, 7, 9, ignored=False)
     target[1, 2, 3] = 3
-    assert run_twice(forward, z, target, None, False, 255, 0.0, True, False)[0].isnan().nonzero().tolist() == [
-        [1, 2, 3]
-    ]
+    assert launched(forward, z, target, None, False, 255, 0.0, True, False)[0].isnan().nonzero().tolist() == [[1, 2, 3]]
 
 
 @interpreted
@@ -254,14 +252,14 @@ def attention(shape, dtype, masked):
 def check_attention(q, k, v, mask, scale, heat, grad_out=None):
     forward, backward = (launcher("correlate_triton", f"correlate_{x}_triton") for x in ("fwd", "bwd"))
     limit, rounded = 2 * WIDE[q.dtype], 1.5 * ROUNDED[q.dtype]
-    got = run_twice(forward, q, k, v, mask, scale, heat)
+    got = launched(forward, q, k, v, mask, scale, heat)
     exact = correlation.correlate_forward(*wide(q, k, v), mask, scale, heat)
     assert_close(got, exact, [rounded, limit, limit])
     grad_out = normal(*got[0].shape, dtype=q.dtype, seed=4) if grad_out is None else grad_out
     grad_map = normal(*got[2].shape, dtype=got[2].dtype, seed=5)
     args = grad_out, grad_map, q, k, v, mask
     exact = correlation.correlate_backward(*wide(*args, exact[1]), scale, heat)
-    found = run_twice(backward, *args, got[1], scale, heat)
+    found = launched(backward, *args, got[1], scale, heat)
     assert_close(found, exact, [rounded] * 3)
     return got + found
 
@@ -329,7 +327,7 @@ def test_gradients_of_max_go_to_the_first_of_equal_keys():
         q, k = torch.ones(1, queries, 1, 4), torch.ones(1, 1, keys, 1, 4)
         lse = torch.full((1, 1, 1, queries), 2.0 + np.log(keys))
         grad_map = torch.ones(1, 1, queries)
-        _, dk, _ = run_twice(backward, torch.zeros(1, 1, queries, 4), grad_map, q, k, k, None, lse, 0.5, HEATS["max"])
+        _, dk, _ = launched(backward, torch.zeros(1, 1, queries, 4), grad_map, q, k, k, None, lse, 0.5, HEATS["max"])
         assert (dk[0, 0, 0] == queries / 2).all() and not dk[0, 0, 1:].any()
 
 
@@ -338,7 +336,7 @@ def test_a_nan_stays_in_its_query():
     forward = launcher("correlate_triton", "correlate_fwd_triton")
     q, k, v, _ = attention(ATTENTIONS["odd"], torch.float32, masked=False)
     q[0, 3, 1, 2] = float("nan")
-    out, lse, heat = run_twice(forward, q, k, v, None, 0.3, HEATS["max"])
+    out, lse, heat = launched(forward, q, k, v, None, 0.3, HEATS["max"])
     hit = torch.zeros(out.shape, dtype=torch.bool)
     hit[0, :, 3, 8:] = True
     assert torch.equal(out.isnan(), hit) and torch.equal(heat.isnan(), hit.any(-1)) and lse.isnan().sum() == 2
@@ -366,7 +364,7 @@ def crop_boxes(b, count):
 
 def check_crops(images, boxes, out, cubic=True, antialias=True):
     launch = launcher("exemplar_crop_triton", "exemplar_crop_triton")
-    (got,) = run_twice(launch, images, boxes, out, cubic, antialias)
+    (got,) = launched(launch, images, boxes, out, cubic, antialias)
     exact = exemplar_crop.exemplar_crop(*wide(images, boxes), out, cubic, antialias)
     if images.dtype == torch.uint8:
         assert got.dtype == torch.uint8

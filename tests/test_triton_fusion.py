@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from interpreted import ROUNDED, WIDE, assert_close, interpreted, poisoned_memory, run_twice, wide
+from interpreted import ROUNDED, WIDE, assert_close, interpreted, launched, poisoned_memory, wide
 
 from avfast.reference import fusion, patch_mask
 
@@ -56,12 +56,12 @@ def check(renormalize, args):
     a, mode = args[0], args[6]
     exact = fusion.masked_fusion_forward(*wide(*args[:6]), mode, renormalize)
     forward = launcher("masked_fusion_triton", "masked_fusion_fwd_triton")
-    assert_close(run_twice(forward, *args, renormalize), (exact,), [ROUNDED[a.dtype]])
+    assert_close(launched(forward, *args, renormalize), (exact,), [ROUNDED[a.dtype]])
     grad = normal(*exact.shape, dtype=a.dtype, seed=7)
     exact = fusion.masked_fusion_backward(*wide(grad, *args[:6]), mode, renormalize)
     backward = launcher("masked_fusion_bwd_triton", "masked_fusion_bwd_triton")
     limit, sums = ROUNDED[a.dtype], 4 * WIDE[a.dtype]
-    assert_close(run_twice(backward, grad, *args, renormalize), exact, [limit, limit, sums, sums])
+    assert_close(launched(backward, grad, *args, renormalize), exact, [limit, limit, sums, sums])
 
 
 @interpreted
@@ -121,7 +121,7 @@ def test_patches(shape, affine):
     scale, shift = (normal(channels, seed=s).abs() if given else None for s, given in zip((1, 2), affine, strict=True))
     args = (*drawn(n, (height // patch[0]) * (width // patch[1])), *patch, 0.25, scale, shift)
     exact = patch_mask.patch_mask_forward(*wide(x, *args[:2]), *args[2:5], *wide(scale, shift))
-    found = run_twice(launcher("patch_mask_triton", "patch_mask_fwd_triton"), x, *args)
+    found = launched(launcher("patch_mask_triton", "patch_mask_fwd_triton"), x, *args)
     assert torch.equal(found[0] == 0.25, exact == 0.25)
     assert_close(found, (exact,), [1e-6])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import ROUNDED, WIDE, assert_close, interpreted, run_twice, wide
+from interpreted import ROUNDED, WIDE, assert_close, interpreted, launched, wide
 
 import avfast
 from avfast.reference import contrastive as reference
@@ -58,14 +58,14 @@ def check_pair(pair, a, b, temperature=0.1, labels=(None, None), positive=0, exc
                columns=True, elsewhere=0.0):  # fmt: skip
     """``elsewhere``: by how much the rows of other processes raise the logarithm of a column's sum."""
     t, options = scalar(temperature, a.dtype), (positive, exclude, distance, normalize, columns)
-    got = run_twice(pair.pair_nce_fwd_triton, a, b, t, *labels, *options)
+    got = launched(pair.pair_nce_fwd_triton, a, b, t, *labels, *options)
     exact = reference.pair_nce_forward(*wide(a, b, t, *labels), *options)
     assert got[3].dtype == torch.int32 and torch.equal(got[3], exact[3])
     limit = 20 * WIDE[a.dtype] if distance and not normalize else WIDE[a.dtype]  # |a|^2 + |b|^2 - 2 a.b cancels
     assert_close(got, exact, [limit, limit, WIDE[a.dtype], 0.0, 0.0, 0.0])
     grad_row = torch.where(exact[3] > 0, vectors(len(a), t.dtype, 1), 0.0)
     args = (grad_row, vectors(len(b), t.dtype, 2), a, b, t, got[0], got[1] + elsewhere, *labels, got[3])
-    back = run_twice(pair.pair_nce_bwd_triton, *args, *options)
+    back = launched(pair.pair_nce_bwd_triton, *args, *options)
     exact_back = reference.pair_nce_backward(*wide(*args), *options)
     assert [x.dtype for x in back] == [a.dtype, b.dtype, t.dtype]
     limit = slack(a.dtype, got[0])
@@ -149,11 +149,11 @@ def test_any_strides_and_upstream_gradients_of_one_number(pair):
     assert not a.is_contiguous() and not b.is_contiguous()
     check_pair(pair, a, b)
     t = scalar(0.1, torch.float32)
-    row, column, _, count, *_ = run_twice(pair.pair_nce_fwd_triton, a, b, t, None, None, 0, -1, 0, True, True)
+    row, column, _, count, *_ = launched(pair.pair_nce_fwd_triton, a, b, t, None, None, 0, -1, 0, True, True)
     found = []
     for one in (torch.ones(()).expand, torch.ones):
         args = (one(12), one(17), a, b, t, row, column, None, None, count, 0, -1, 0, True, True)
-        found.append(run_twice(pair.pair_nce_bwd_triton, *args))
+        found.append(launched(pair.pair_nce_bwd_triton, *args))
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
@@ -175,7 +175,7 @@ def test_empty(pair, n, m):
 def test_labels_by_columns_are_refused(pair):
     a, labels = vectors((4, 8), torch.float32), torch.zeros(4, dtype=torch.int64)
     t = scalar(0.1, torch.float32)
-    out = run_twice(pair.pair_nce_fwd_triton, a, a, t, labels, labels, 0, -1, 0, True, True)
+    out = launched(pair.pair_nce_fwd_triton, a, a, t, labels, labels, 0, -1, 0, True, True)
     with pytest.raises(NotImplementedError, match="columns"):
         pair.pair_nce_bwd_triton(out[0], out[1], a, a, t, out[0], out[1], labels, labels, out[3], 0, -1, 0, True, True)
 
@@ -185,13 +185,13 @@ def test_labels_by_columns_are_refused(pair):
 
 def check_self(own, z, labels=None, temperature=0.1, normalize=True):
     t = scalar(temperature, z.dtype)
-    got = run_twice(own.self_nce_fwd_triton, z, t, labels, normalize)
+    got = launched(own.self_nce_fwd_triton, z, t, labels, normalize)
     exact = reference.self_nce_forward(*wide(z, t, labels), normalize)
     assert got[2].dtype == torch.int32 and torch.equal(got[2], exact[2])
     assert_close(got, exact, [WIDE[z.dtype]] * 2 + [0.0])
     grad = torch.where(exact[2] > 0, vectors(len(z), t.dtype, 1), 0.0)
     args = (grad, z, t, got[0], labels, got[2])
-    back = run_twice(own.self_nce_bwd_triton, *args, normalize)
+    back = launched(own.self_nce_bwd_triton, *args, normalize)
     exact_back = reference.self_nce_backward(*wide(*args), normalize)
     assert [x.dtype for x in back] == [z.dtype, t.dtype]
     assert_close(back[:1], exact_back[:1], [slack(z.dtype, got[0])])
@@ -233,9 +233,9 @@ def test_a_batch_of_none_or_one(own):
 
 def check_sigmoid(sigmoid, a, b, positive=0, scale=10.0, bias=-10.0, normalize=True):
     s, o = scalar(scale, a.dtype), scalar(bias, a.dtype)
-    loss = run_twice(sigmoid.sigmoid_nce_fwd_triton, a, b, s, o, positive, normalize)
+    loss = launched(sigmoid.sigmoid_nce_fwd_triton, a, b, s, o, positive, normalize)
     grad = vectors(len(a), s.dtype, 1)
-    got = run_twice(sigmoid.sigmoid_nce_bwd_triton, grad, a, b, s, o, positive, normalize)
+    got = launched(sigmoid.sigmoid_nce_bwd_triton, grad, a, b, s, o, positive, normalize)
     exact = reference.sigmoid_nce_backward(*wide(grad, a, b, s, o), positive, normalize)
     assert [x.dtype for x in got] == [s.dtype, a.dtype, b.dtype, s.dtype, s.dtype]
     assert_close(loss + got[:3], (exact[0], *exact[:3]), [WIDE[a.dtype]] * 2 + [ROUNDED[a.dtype]] * 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import ROUNDED, WIDE, assert_close, interpreted, run_twice, wide
+from interpreted import ROUNDED, WIDE, assert_close, interpreted, launched, wide
 
 import avfast
 from avfast.reference import match as match_reference
@@ -38,15 +38,15 @@ def problem(shape, dtype, matched=False, length=1.0, queue_dtype=None, seed=0):
 
 
 def check(kernel, q, k, queue, match=None, temperature=0.2, normalize=True):
-    got = run_twice(kernel.queue_nce_fwd_triton, q, k, queue, match, temperature, normalize, True)
+    got = launched(kernel.queue_nce_fwd_triton, q, k, queue, match, temperature, normalize, True)
     exact = reference.queue_nce_forward(*wide(q, k, queue, match), temperature, normalize, True)
     limits = [WIDE[q.dtype]] * 3 + [ROUNDED[q.dtype]]
     assert_close(got, exact, limits)
-    alone = run_twice(kernel.queue_nce_fwd_triton, q, k, queue, match, temperature, normalize, False)
+    alone = launched(kernel.queue_nce_fwd_triton, q, k, queue, match, temperature, normalize, False)
     assert_close(alone, (*exact[:3], torch.empty(0)), limits)
     grad = torch.randn(got[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(got[0].dtype)
     args = (grad, q, queue, got[2], match)
-    got = run_twice(kernel.queue_nce_bwd_queue_triton, *args, temperature, normalize)
+    got = launched(kernel.queue_nce_bwd_queue_triton, *args, temperature, normalize)
     exact = reference.queue_nce_backward_queue(*wide(*args), temperature, normalize)
     # Weights carry the rounding of the stored log-sum-exp.
     largest = args[3].abs().max().item() if args[3].numel() else 0.0
@@ -88,7 +88,7 @@ def test_rows_of_any_length(kernel, dtype):
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16)], ids=str)
 def test_queue_of_another_type(kernel, dtypes):
     q, k, queue, _ = problem((2, 20, 5, 5, 50), dtypes[0], queue_dtype=dtypes[1])
-    loss, _, _, dq = run_twice(kernel.queue_nce_fwd_triton, q, k, queue, None, 0.2, True, True)
+    loss, _, _, dq = launched(kernel.queue_nce_fwd_triton, q, k, queue, None, 0.2, True, True)
     exact = reference.queue_nce_forward(*wide(q, k, queue), None, 0.2, True, True)
     mixed = dtypes[0] is torch.float16  # its queries are read as bfloat16
     assert_close([loss, dq], (exact[0], exact[3]), [2e-3, 9e-3] if mixed else [WIDE[dtypes[0]], ROUNDED[dtypes[0]]])
@@ -101,8 +101,8 @@ def test_any_strides(kernel):
     columns = queue.T.contiguous().T
     wider = torch.zeros(2, 20, 19)
     wider[..., 1::2] = k
-    contiguous = run_twice(kernel.queue_nce_fwd_triton, q, k, queue, match, 0.2, True, True)
-    strided = run_twice(
+    contiguous = launched(kernel.queue_nce_fwd_triton, q, k, queue, match, 0.2, True, True)
+    strided = launched(
         kernel.queue_nce_fwd_triton, rows, wider[..., 1::2], columns, match.T.contiguous().T, 0.2, True, True
     )
     assert_close(strided, tuple(contiguous), [1e-7] * 4)
@@ -115,7 +115,7 @@ def test_empty(kernel, shape):
     check(kernel, *problem(shape, torch.float32))
     if shape[4] == 0:
         args = (*problem(shape, torch.float32), 0.2, True, True)
-        loss, positive, lse, dq = run_twice(kernel.queue_nce_fwd_triton, *args)
+        loss, positive, lse, dq = launched(kernel.queue_nce_fwd_triton, *args)
         assert not loss.any() and not dq.any() and torch.equal(positive, lse)
 
 
@@ -123,7 +123,7 @@ def test_empty(kernel, shape):
 def test_rows_that_do_not_count(kernel):
     q, k, queue, match = problem((2, 20, 5, 9, 50), torch.float32, matched=True)
     check(kernel, q, k, queue, torch.full_like(match, -1))
-    for x in run_twice(kernel.queue_nce_fwd_triton, q, k, queue, torch.full_like(match, -1), 0.01, True, True):
+    for x in launched(kernel.queue_nce_fwd_triton, q, k, queue, torch.full_like(match, -1), 0.01, True, True):
         assert not x.any()
 
 
@@ -141,7 +141,7 @@ def test_a_loss_of_almost_nothing_is_not_lost(kernel):
     """log-sum-exp minus positive would be 0 in float32; and the gradient carries 1 - p to the last places."""
     q, _, _, _ = problem((1, 20, 1, 1, 1), torch.float32)
     queue = -F.normalize(q[0].T, dim=1).expand(6, 20) + 0.3 * torch.eye(6, 20)
-    loss, _, _, dq = run_twice(kernel.queue_nce_fwd_triton, q, q, queue, None, 0.08, True, True)
+    loss, _, _, dq = launched(kernel.queue_nce_fwd_triton, q, q, queue, None, 0.08, True, True)
     exact = reference.queue_nce_forward(*wide(q, q, queue), None, 0.08, True, True)
     assert 0 < exact[0].min() < 1e-7
     assert_close([loss, dq], (exact[0], exact[3]), [5e-6, 5e-6])
@@ -151,7 +151,7 @@ def test_a_loss_of_almost_nothing_is_not_lost(kernel):
 def test_a_nan_stays_in_its_row(kernel):
     q, k, queue, _ = problem((2, 20, 5, 5, 50), torch.float32)
     q[1, 4, 2] = float("nan")
-    loss, _, _, dq = run_twice(kernel.queue_nce_fwd_triton, q, k, queue, None, 0.2, True, True)
+    loss, _, _, dq = launched(kernel.queue_nce_fwd_triton, q, k, queue, None, 0.2, True, True)
     assert loss.isnan().nonzero().tolist() == [[1, 2]]
     assert dq[1, :, 2].isnan().all() and dq.isnan().sum() == 20
 
@@ -187,7 +187,7 @@ def maps(dtype, b=2, channels=40, s=7, keys=9):
 @pytest.mark.parametrize("sizes", [(2, 40, 7, 9), (1, 40, 70, 150), (2, 1, 3, 1), (1, 20, 1, 65)], ids=str)
 def test_matches(matcher, sizes, dtype):
     q, k = maps(dtype, *sizes)
-    index, similarity = run_twice(matcher.dense_match_fwd_triton, q, k)
+    index, similarity = launched(matcher.dense_match_fwd_triton, q, k)
     exact = match_reference.dense_match(*wide(q, k))
     assert torch.equal(index, exact[0])
     assert_close([similarity], exact[1:], [WIDE[dtype]])
@@ -198,7 +198,7 @@ def test_ties_go_to_the_lowest_index_across_tiles(matcher):
     q, k = maps(torch.float32, keys=150)
     k[0, :, [30, 70, 149]] = q[0, :, 0, None]
     k[1] = 0
-    index, similarity = run_twice(matcher.dense_match_fwd_triton, q, k)
+    index, similarity = launched(matcher.dense_match_fwd_triton, q, k)
     assert index[0, 0] == 30 and not index[1].any() and not similarity[1].any()
 
 
@@ -207,7 +207,7 @@ def test_the_first_nan_wins(matcher):
     q, k = maps(torch.float32, keys=150)
     k[0, 3, 140] = k[0, 5, 80] = float("nan")
     q[1, 0, 2] = float("nan")
-    index, similarity = run_twice(matcher.dense_match_fwd_triton, q, k)
+    index, similarity = launched(matcher.dense_match_fwd_triton, q, k)
     exact = match_reference.dense_match(q, k)
     assert torch.equal(index, exact[0]) and (index[0] == 80).all()
     assert torch.equal(similarity.isnan(), exact[1].isnan())
@@ -217,6 +217,6 @@ def test_the_first_nan_wins(matcher):
 def test_matches_of_any_strides_and_none(matcher):
     q, k = maps(torch.float32)
     rows = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k)]
-    results = run_twice(matcher.dense_match_fwd_triton, *rows), matcher.dense_match_fwd_triton(q, k)
+    results = launched(matcher.dense_match_fwd_triton, *rows), matcher.dense_match_fwd_triton(q, k)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert matcher.dense_match_fwd_triton(q[:, :, :0], k)[0].shape == (2, 0)
