@@ -23,6 +23,7 @@ from .ops.masked_concat_linear import masked_concat_linear
 from .ops.masked_fusion import masked_fusion
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import QueueLoss, queue_info_nce
+from .ops.recolour import recolour
 from .ops.rotated_box import rotated_box_bce, rotated_box_mask
 from .ops.sample_exemplars import Exemplars, sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
@@ -82,6 +83,7 @@ __all__ = [
     "nt_xent",
     "queue_info_nce",
     "random_match",
+    "recolour",
     "reset_batchnorm",
     "rotated_box_bce",
     "rotated_box_mask",

@@ -21,6 +21,7 @@ from .ops.masked_concat_linear import masked_concat_linear
 from .ops.masked_fusion import masked_fusion
 from .ops.nt_xent import nt_xent
 from .ops.queue_info_nce import queue_info_nce
+from .ops.recolour import recolour
 from .ops.rotated_box import rotated_box_bce, rotated_box_mask
 from .ops.sample_exemplars import sample_exemplars
 from .ops.sigmoid_contrastive import sigmoid_contrastive
@@ -43,6 +44,7 @@ __all__ = [
     "masked_fusion",
     "nt_xent",
     "queue_info_nce",
+    "recolour",
     "rotated_box_bce",
     "rotated_box_mask",
     "sample_exemplars",

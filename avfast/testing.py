@@ -20,6 +20,7 @@ from .errors import BackendError
 from .ops import _layout, _registry
 from .reference import (
     batch_norm,
+    colours,
     concat_linear,
     contrastive,
     correlation,
@@ -402,6 +403,20 @@ def _make_upsample_gradient(shape, dtype, generator):
     return grad, logits, target, *rest
 
 
+def _make_recolour(shape, dtype, generator):
+    """Pictures at most 40 wide; one in three has no jitter, another third nothing after it."""
+    n, h, w = shape[0], (shape[2] if len(shape) > 3 else 5), min(math.prod(shape[3:] or shape[2:]), 40)
+    pictures = torch.rand(n, 3, h, w, generator=generator, dtype=torch.float64).mul_(1.2).sub_(0.1)
+    low, wide = torch.tensor([[0.5, 0.5, 0.5, -0.5], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    factors = low + wide * torch.rand(n, 4, generator=generator, dtype=torch.float64)
+    finish = torch.rand(n, 3, generator=generator, dtype=torch.float64).sub_(0.4).clamp_min_(0).mul_(4)
+    third = torch.arange(n) % 3
+    factors[third == 1] = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    finish[third == 2] = 0
+    affine = torch.tensor([[4.0, 5.0, 4.5], [-2.0, -1.5, 0.0]], dtype=torch.float64)
+    return pictures.to(dtype), factors, torch.rand(n, 4, generator=generator).argsort(1), finish, affine
+
+
 def _make_yuv(shape, dtype, generator):
     """Frames as high as the channels and as wide as the rest, at most 200; colours halved along one axis or both.
     Larger and smaller outputs of a part of the picture, looked up in the dtype."""
@@ -614,6 +629,14 @@ CASES = (
         _make_crops,
         lambda *a: (exemplar_crop.exemplar_crop(*a),),
         lambda *a: (exemplar_crop.exemplar_crop(*a),),
+        FORWARD_FACTOR,
+    ),
+    Case(
+        "recolour",
+        "recolour",
+        _make_recolour,
+        lambda *a: (colours.recolour(*a),),
+        lambda *a: (colours.recolour(*a),),
         FORWARD_FACTOR,
     ),
     Case(

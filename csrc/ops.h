@@ -84,6 +84,8 @@ Tensor exemplar_crop(Tensor images, Tensor boxes, int64_t out, bool cubic, bool 
 Tensor yuv_to_rgb(
     std::vector<Tensor> y, std::vector<Tensor> u, std::vector<Tensor> v, std::vector<int64_t> box, int64_t height, int64_t width,
     bool centred, std::vector<int64_t> matrix, Tensor table);
+Tensor recolour(
+    Tensor pictures, std::optional<Tensor> factors, std::optional<Tensor> order, std::optional<Tensor> finish, Tensor affine);
 
 Tensors2 box_bce_fwd(
     Tensor logits, std::optional<Tensor> boxes, std::optional<Tensor> mask, int64_t height, int64_t width, double source_size,
@@ -133,4 +135,5 @@ Tensor upsample_ce_bwd(
   m.impl("concat_linear_fwd", AVFAST_BOX(concat_linear_fwd)); \
   m.impl("concat_linear_bwd", AVFAST_BOX(concat_linear_bwd)); \
   m.impl("exemplar_crop", AVFAST_BOX(exemplar_crop)); \
-  m.impl("yuv_to_rgb", AVFAST_BOX(yuv_to_rgb))
+  m.impl("yuv_to_rgb", AVFAST_BOX(yuv_to_rgb)); \
+  m.impl("recolour", AVFAST_BOX(recolour))

@@ -33,6 +33,7 @@ CALLS = {
     "masked_fusion": lambda: avfast.masked_fusion(X[..., 0], X[..., 1]),
     "nt_xent": lambda: torch.ops.avfast.self_nce_fwd(X[0, :2], *ONE, None, True)[0],
     "queue_info_nce": lambda: avfast.queue_info_nce(X[0], X[1], X[0], reduction="none"),
+    "recolour": lambda: avfast.recolour(X[:, :, None]),
     "rotated_box_bce": lambda: torch.ops.avfast.box_bce_fwd(
         X[None, :1], X[0, :1, :5], None, 30, 30, 9.0, True, 0.0, False
     )[0],

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 import avfast
 from avfast.data import Colours, CorrelationViews
-from avfast.data import colours as functions
 from avfast.data.images import NormalizeFrames
 from avfast.data.views import Uniforms
+from avfast.reference import colours as functions
 
 SMALL = {"count": 3, "search": 48, "context": 32, "exemplar": 16}
 
@@ -114,7 +114,7 @@ def test_a_context_changes_its_colours_by_itself():
     images = pictures(1, 48, 48).expand(200, -1, -1, -1)
     seeds = torch.arange(200)
     plain = CorrelationViews(**SMALL, flip_p=0.0, scale=(1.0, 1.0))(images, seeds)
-    views = CorrelationViews(**SMALL, flip_p=0.0, scale=(1.0, 1.0), context_colours=functions.Colours())
+    views = CorrelationViews(**SMALL, flip_p=0.0, scale=(1.0, 1.0), context_colours=Colours())
     found = views(images, seeds)
     assert torch.equal(found.exemplars, plain.exemplars) and torch.equal(found.boxes, plain.boxes)
     changed = (found.context - plain.context).abs().amax((1, 2, 3)) > 0.02
@@ -124,7 +124,7 @@ def test_a_context_changes_its_colours_by_itself():
 
 
 def test_views_are_the_same_under_autocast():
-    views, images, seeds = CorrelationViews(**SMALL, context_colours=functions.Colours()), pictures(8), torch.arange(8)
+    views, images, seeds = CorrelationViews(**SMALL, context_colours=Colours()), pictures(8), torch.arange(8)
     with torch.autocast("cpu", torch.bfloat16):
         found = views(images, seeds)
     assert all(torch.equal(a, b) for a, b in zip(found, views(images, seeds), strict=True))

@@ -67,6 +67,7 @@ CASES = {
     "channel_affine": (lambda x: avfast.channel_affine(x, torch.ones(4), torch.zeros(4)), ((3, 4, 5),), (0, 0)),
     "masked_fusion": (avfast.masked_fusion, ((3, 5), (3, 5)), (1, 0)),
     "masked_concat_linear": (lambda a, w: avfast.masked_concat_linear(a, a, w), ((2, 5), (3, 10)), (1, 0)),
+    "recolour": (avfast.recolour, ((3, 3, 4, 5),), (0, 0)),
     "mask_patches": (lambda x: avfast.mask_patches(x, 0.5, 2, seed=1)[0], ((3, 1, 4, 4),), (0, 0)),
 }  # fmt: skip
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from avfast.data.colours import Colours
-from avfast.data.images import NormalizeFrames
 from avfast.data.views import Uniforms
+from avfast.nn.pictures import IMAGENET_MEAN, IMAGENET_STD
 from avfast.ops.crop_exemplars import crop_exemplars
+from avfast.ops.recolour import recolour
 from avfast.ops.sample_exemplars import sample_exemplars
 
 ASPECT = (3 / 4, 4 / 3)
@@ -91,7 +92,6 @@ class CorrelationViews(nn.Module):
         sample_exemplars(0, **self.options, generator=0)  # refuses what it would refuse later
         self.search, self.context, self.exemplar, self.scale = search, context, exemplar, scale
         self.flip_p, self.mirror_p, self.colours, self.context_colours = flip_p, mirror_p, colours, context_colours
-        self.normalize = NormalizeFrames()
 
     @torch.no_grad()
     def forward(self, images: Tensor, seeds: Tensor) -> CorrelationBatch:
@@ -111,8 +111,8 @@ class CorrelationViews(nn.Module):
         searched = crop_exemplars(images, part, self.search)[:, 0]
         half = self.search / 2
         whole = part.new_tensor([0, -half, -half, half, half]).expand(len(images), 1, 5)
-        context = crop_exemplars(searched, whole, self.context)[:, 0].to(torch.float32)
-        context = self._normalised(_recoloured(context, self.context_colours, Uniforms(seeds, 3)))
+        context = crop_exemplars(searched, whole, self.context)[:, 0]
+        context = _finished(context, self.context_colours, Uniforms(seeds, 3))
         boxes = sample_exemplars(len(images), **self.options, generator=0, sample_ids=seeds, device=images.device).boxes
         return CorrelationBatch(context, self._exemplars(searched, boxes, seeds), boxes)
 
@@ -151,14 +151,10 @@ class CorrelationViews(nn.Module):
             [theta, top, torch.where(mirrored, right, left), bottom, torch.where(mirrored, left, right)], dim=2
         )
         crops = crop_exemplars(searched, cut, self.exemplar)
-        pictures = _recoloured(crops.flatten(0, 1).to(torch.float32), self.colours, uniforms)
-        return self._normalised(pictures).view(crops.shape)
-
-    def _normalised(self, pictures: Tensor) -> Tensor:
-        """In place: memory that was never touched costs more than the arithmetic."""
-        return pictures.mul_(self.normalize.scale).add_(self.normalize.shift)
+        return _finished(crops.flatten(0, 1), self.colours, uniforms).view(crops.shape)
 
 
-def _recoloured(pictures: Tensor, colours: Colours | None, uniforms: Uniforms) -> Tensor:
-    """Pictures in 0 to 255, in place."""
-    return pictures if colours is None else colours(pictures.mul_(1 / 255), uniforms).mul_(255)
+def _finished(pictures: Tensor, colours: Colours | None, uniforms: Uniforms) -> Tensor:
+    """Bytes with other colours, normalised, in one pass."""
+    changes = {} if colours is None else colours.draw(uniforms)
+    return recolour(pictures, **changes, mean=IMAGENET_MEAN, std=IMAGENET_STD)

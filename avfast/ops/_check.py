@@ -84,3 +84,18 @@ def like(op: str, argument: str, x: object, other: Tensor, name: str) -> None:
     if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
         expected = f"{tuple(other.shape)} {other.dtype} on {other.device}, like {name}"
         fail(op, argument, expected, f"{tuple(x.shape)} {x.dtype} on {x.device}")
+
+
+def of_colours(op: str, argument: str, given: object, otherwise: float) -> tuple[float, ...]:
+    """One finite number for each of red, green and blue; ``given`` may be one for all, three, or None."""
+    given = otherwise if given is None else given
+    if isinstance(given, Tensor):
+        if differentiated(given):
+            fail(op, argument, "numbers, as no gradient flows here", "a tensor that requires one")
+        given = given.tolist()
+    numbers = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
+    if len(numbers) != 3:
+        fail(op, argument, "one number or three", len(numbers))
+    for value in numbers:
+        number(op, argument, value)
+    return numbers

@@ -187,25 +187,12 @@ def _table(name: str, mean: object, std: object, dtype: torch.dtype) -> Tensor:
         return torch.empty(3, 0, dtype=dtype)
     if dtype not in _check.FLOATS:
         _check.fail(name, "dtype", "uint8 or a floating-point dtype", dtype)
-    mean = _colours(name, "mean", 0.0 if mean is None else mean)
-    std = _colours(name, "std", 1.0 if std is None else std)
+    mean = _check.of_colours(name, "mean", mean, 0.0)
+    std = _check.of_colours(name, "std", std, 1.0)
     if not all(s > 0 for s in std):
         _check.fail(name, "std", "positive numbers", std)
     levels = torch.arange(256, dtype=torch.float64) / 255
     return torch.stack([(levels - m) / s for m, s in zip(mean, std, strict=True)]).to(dtype)
-
-
-def _colours(name: str, argument: str, given: object) -> tuple[float, ...]:
-    if isinstance(given, Tensor):
-        if _check.differentiated(given):
-            _check.fail(name, argument, "numbers, as no gradient flows here", "a tensor that requires one")
-        given = given.tolist()
-    numbers = tuple(given) if isinstance(given, (tuple, list)) else (given,) * 3
-    if len(numbers) != 3:
-        _check.fail(name, argument, "one number or three", len(numbers))
-    for number in numbers:
-        _check.number(name, argument, number)
-    return numbers
 
 
 def _fake(y, u, v, box, height: int, width: int, centred: bool, matrix, table: Tensor) -> Tensor:

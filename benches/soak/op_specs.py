@@ -174,6 +174,18 @@ def crop_exemplars(m: Maker) -> Call:
     return m.call(lambda **t: avfast.crop_exemplars(**t, **options), tensors)
 
 
+def recolour(m: Maker) -> Call:
+    n, h, w = m.size(), m.size(), m.size()
+    pictures = m.whole(0, 255, n, 3, h, w, dtype=torch.uint8) if m.pick(0, 1) else m.x(n, 3, h, w)
+    tensors = {"pictures": pictures, "gray": m.maybe(m.flags(n)), "solarize": m.maybe(m.flags(n))}
+    tensors["factors"] = m.maybe(m.x(n, 4, kind="usual"))
+    tensors["sigma"] = m.maybe(m.x(n, kind="usual").abs() * m.pick(0.1, 1.0, 1e9))
+    if tensors["factors"] is not None:
+        tensors["order"] = m.maybe(m.x(n, 4, kind="usual").argsort(1))
+    options = {"mean": m.pick(None, 0.5, (0.1, 0.2, 0.3)), "std": m.pick(None, 0.25, (1.0, 2.0, 3.0))}
+    return m.call(lambda **t: avfast.recolour(**t, **options), tensors)
+
+
 def rotated_box_bce(m: Maker) -> Call:
     n, grid = m.size(), (m.pick(1, 7, 20), m.pick(1, 8, 33))
     boxes = m.flags(n, *grid) if m.pick(0, 0, 1) else _boxes(m, n)
@@ -256,7 +268,7 @@ SPECS: dict[str, Callable[[Maker], Call]] = {
     for function in (
         blended_batch_norm, channel_affine, channel_stats, correlate, crop_exemplars, dense_contrastive, dense_match,
         info_nce, mask_patches, mask_ratio, masked_concat_linear, masked_fusion, nt_xent, queue_info_nce,
-        rotated_box_bce, rotated_box_mask, scan_batchnorm, sigmoid_contrastive, sup_con, upsample_cross_entropy,
-        yuv_to_rgb,
+        recolour, rotated_box_bce, rotated_box_mask, scan_batchnorm, sigmoid_contrastive, sup_con,
+        upsample_cross_entropy, yuv_to_rgb,
     )
 }  # fmt: skip

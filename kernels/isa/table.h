@@ -11,6 +11,7 @@
 #include "../fusion/concat_linear.h"
 #include "../fusion/masked_fusion.h"
 #include "../fusion/patch_mask.h"
+#include "../pictures/recolour.h"
 #include "../pictures/yuv_to_rgb.h"
 
 namespace avfast {
@@ -43,6 +44,7 @@ struct KernelTable {
   void (*box_bce)(const BoxBceArgs&, const Parallel&);
   void (*upsample_ce)(const UpsampleCeArgs&, const Parallel&);
   void (*yuv_to_rgb)(const YuvToRgbArgs&, const Parallel&);
+  void (*recolour)(const RecolourArgs&, const Parallel&);
 };
 
 const KernelTable& base_table();
