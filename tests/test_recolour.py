@@ -99,6 +99,7 @@ def test_no_gradient_flows_and_the_op_compiles():
 
 
 P, F, N = torch.zeros(2, 3, 4, 4), torch.ones(2, 4), torch.arange(4).expand(2, 4)
+DEVICE = "sigma: expected a tensor on cpu, like pictures, got meta"
 BAD = {
     "list": ((0,), {}, TypeError, "pictures: expected a tensor, got int"),
     "channels": ((P[:, :2],), {}, ValueError, "pictures: expected shape [N, 3, H, W], got (2, 2, 4, 4)"),
@@ -113,7 +114,7 @@ BAD = {
     ),
     "gray": ((P,), {"gray": F[:, 0]}, TypeError, "gray: expected torch.bool, got torch.float32"),
     "sigma": ((P,), {"sigma": F}, ValueError, "sigma: expected shape (2,), got (2, 4)"),
-    "device": ((P,), {"factors": F.to("meta")}, ValueError, "factors: expected a tensor on cpu, like pictures, got meta"),
+    "device": ((P,), {"sigma": F[:, 0].to("meta")}, ValueError, DEVICE),
     "std": ((P,), {"std": (1.0, 0.0, 1.0)}, ValueError, "std: expected positive numbers, got (1.0, 0.0, 1.0)"),
     "mean": ((P,), {"mean": (1.0, 0.0)}, ValueError, "mean: expected one number or three, got 2"),
 }  # fmt: skip

@@ -18,6 +18,9 @@ from avfast.ops.sample_exemplars import sample_exemplars
 ASPECT = (3 / 4, 4 / 3)
 """Width over height of the part of a picture that is searched, as torchvision's RandomResizedCrop has it."""
 CROP_TRIES = 10
+AT_A_TIME = 16
+"""Pictures worked on together on a CPU. What is between the bytes and the batch then stays in memory that was used
+before; fresh pages cost more than the arithmetic."""
 
 
 class CorrelationBatch(NamedTuple):
@@ -108,13 +111,30 @@ class CorrelationViews(nn.Module):
                 f"{where}: expected images [B, 3, H, W] and seeds [B], got {tuple(images.shape)}, {tuple(seeds.shape)}"
             )
         part = self._searched(Uniforms(seeds, 1), *images.shape[2:])
-        searched = crop_exemplars(images, part, self.search)[:, 0]
-        half = self.search / 2
-        whole = part.new_tensor([0, -half, -half, half, half]).expand(len(images), 1, 5)
-        context = crop_exemplars(searched, whole, self.context)[:, 0]
-        context = _finished(context, self.context_colours, Uniforms(seeds, 3))
         boxes = sample_exemplars(len(images), **self.options, generator=0, sample_ids=seeds, device=images.device).boxes
-        return CorrelationBatch(context, self._exemplars(searched, boxes, seeds), boxes)
+        count = boxes.shape[1]
+        uniforms = Uniforms((seeds[:, None] * count + torch.arange(count, device=seeds.device)).flatten(), 2)
+        mirrored = (uniforms.draw() < self.mirror_p).view(boxes.shape[:2])
+        changes = [
+            {} if colours is None else colours.draw(drawn)
+            for colours, drawn in ((self.context_colours, Uniforms(seeds, 3)), (self.colours, uniforms))
+        ]
+        context = images.new_empty((len(images), 3, self.context, self.context), dtype=torch.float32)
+        exemplars = images.new_empty((*boxes.shape[:2], 3, self.exemplar, self.exemplar), dtype=torch.float32)
+        step = AT_A_TIME if images.device.type == "cpu" else max(len(images), 1)
+        for first in range(0, len(images), step):
+            some, each = slice(first, first + step), slice(first * count, (first + step) * count)
+            of_context, of_each = ({k: v[s] for k, v in c.items()} for c, s in zip(changes, (some, each), strict=True))
+            searched = crop_exemplars(images[some], part[some], self.search)[:, 0]
+            context[some] = _finished(self._whole(searched), of_context)
+            crops = crop_exemplars(searched, _mirrored(boxes[some], mirrored[some]), self.exemplar)
+            exemplars[some] = _finished(crops.flatten(0, 1), of_each).view(crops.shape)
+        return CorrelationBatch(context, exemplars, boxes)
+
+    def _whole(self, searched: Tensor) -> Tensor:
+        half = self.search / 2
+        box = torch.tensor([0, -half, -half, half, half], device=searched.device).expand(len(searched), 1, 5)
+        return crop_exemplars(searched, box, self.context)[:, 0]
 
     def _searched(self, uniforms: Uniforms, height: int, width: int) -> Tensor:
         """Boxes [B, 1, 5]: the first of ten that fits, else the largest central one of a permitted aspect."""
@@ -142,19 +162,14 @@ class CorrelationViews(nn.Module):
         left, right = torch.where(flipped, right, left), torch.where(flipped, left, right)
         return torch.stack([torch.zeros_like(top), top, left, top + h, right], dim=1)[:, None]
 
-    def _exemplars(self, searched: Tensor, boxes: Tensor, seeds: Tensor) -> Tensor:
-        count = boxes.shape[1]
-        uniforms = Uniforms((seeds[:, None] * count + torch.arange(count, device=seeds.device)).flatten(), 2)
-        mirrored = (uniforms.draw() < self.mirror_p).view(boxes.shape[:2])
-        theta, top, left, bottom, right = boxes.unbind(2)
-        cut = torch.stack(
-            [theta, top, torch.where(mirrored, right, left), bottom, torch.where(mirrored, left, right)], dim=2
-        )
-        crops = crop_exemplars(searched, cut, self.exemplar)
-        return _finished(crops.flatten(0, 1), self.colours, uniforms).view(crops.shape)
+
+def _mirrored(boxes: Tensor, mirrored: Tensor) -> Tensor:
+    """Boxes [B, E, 5] with the left edge for the right one where ``mirrored`` [B, E]."""
+    theta, top, left, bottom, right = boxes.unbind(2)
+    edges = torch.where(mirrored, right, left), torch.where(mirrored, left, right)
+    return torch.stack([theta, top, edges[0], bottom, edges[1]], dim=2)
 
 
-def _finished(pictures: Tensor, colours: Colours | None, uniforms: Uniforms) -> Tensor:
+def _finished(pictures: Tensor, changes: dict[str, Tensor]) -> Tensor:
     """Bytes with other colours, normalised, in one pass."""
-    changes = {} if colours is None else colours.draw(uniforms)
     return recolour(pictures, **changes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
