@@ -27,10 +27,27 @@ void colours(Cases& cases, int64_t element, bool subsampled) {
   AVFAST_CALL(cases, yuv_to_rgb, args);
 }
 
+// without strengths: normalised alone
+void changes(Cases& cases, DType dtype, bool bytes, bool strengths) {
+  cases.next();
+  const int64_t n = cases.between(5, 9), h = cases.between(41, 60), w = cases.between(41, 70), size = n * 3 * h * w;
+  const void* pictures = bytes ? cases.integers<uint8_t>(size, 0, 255) : cases.numbers(dtype, size);
+  const auto doubles = [&](int64_t count) { return static_cast<const double*>(cases.fractions(DType::f64, count)); };
+  const double *factors = strengths ? doubles(4 * n) : nullptr, *finish = strengths ? doubles(3 * n) : nullptr;
+  const RecolourArgs args{
+      pictures, bytes, dtype, n, h, w, factors, cases.integers<int64_t>(4 * n, 0, 3), finish, doubles(3), doubles(3),
+      cases.output(dtype, size)};
+  AVFAST_CALL(cases, recolour, args);
+}
+
 }  // namespace
 
 void pictures(Cases& cases) {
   for (const int64_t element : {1, 2, 4, 8}) colours(cases, element, true), colours(cases, element, false);
+  for (const bool strengths : {true, false}) {
+    changes(cases, DType::f32, true, strengths);
+    for (const DType dtype : all_types) changes(cases, dtype, false, strengths);
+  }
 }
 
 }  // namespace avfast::threads
