@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -83,6 +85,23 @@ def test_a_death_in_the_middle_of_a_step_waits_for_its_end(tmp_path, undisturbed
         fit(trainer)
     again = make(tmp_path, resume=True)
     assert 4 <= again.step <= 6
+    fit(again)
+    assert_same_weights(again, undisturbed)
+
+
+def test_a_death_while_a_batch_is_handed_over_is_no_lost_connection(tmp_path, undisturbed):
+    """The process's socket closes some time before it is gone and torch is told, which must not be while the state is
+    saved."""
+    trainer = make(tmp_path, workers=2, save_every=100)
+
+    def reset(timeout):
+        threading.Timer(0.1, os.kill, (trainer.loader._iterator._workers[0].pid, signal.SIGKILL)).start()
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    before_step(trainer, 4, lambda: setattr(trainer.loader._iterator, "_try_get_data", reset))
+    with pytest.raises(RunFault, match=r"^loader process \d+ was killed by SIGKILL.*state saved at step [45] of 12"):
+        fit(trainer)
+    again = make(tmp_path, resume=True)
     fit(again)
     assert_same_weights(again, undisturbed)
 

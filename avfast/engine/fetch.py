@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -43,7 +44,7 @@ def fetched(loader: DataLoader) -> Iterator[dict[str, Any]]:
         while True:
             patience = _Patience(loader)
             try:
-                with waiting(), patience:
+                with patience, waiting():  # torch may raise anywhere in the second, and a thread is to start whole
                     batches = iter(loader) if batches is None else batches
                     batch = next(batches)
             except StopIteration:
@@ -51,8 +52,7 @@ def fetched(loader: DataLoader) -> Iterator[dict[str, Any]]:
             except Exception as error:
                 if (reason := _hang(loader) if patience.ended else explain(error, loader)) is None:
                     raise
-                if patience.ended:
-                    close_loader(loader)  # before torch hears of the deaths, which it would raise wherever it does
+                close_loader(loader)  # before torch hears of deaths, which it would raise in the midst of what follows
                 raise DataLost(reason) from error
             yield batch
 
@@ -68,9 +68,21 @@ def explain(error: Exception, loader: DataLoader) -> AvfastError | None:
         return _death(text, loader)
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
         return _hang(loader)
+    if isinstance(error, (OSError, EOFError)) and _dies(loader):
+        return _death("", loader)  # it was handing a batch over, and torch has not heard of it yet
     if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "Too many open files" in text):
         return RunFault(f"the loader failed: {text.splitlines()[0]}")
     return None
+
+
+def _dies(loader: DataLoader, within: float = 1.0) -> bool:
+    """Whether a loader process has ended, or does within so many seconds: its connection breaks before it is gone."""
+    workers, until = getattr(loader._iterator, "_workers", []), time.monotonic() + within
+    while workers and all(worker.is_alive() for worker in workers):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return bool(workers)
 
 
 def _hang(loader: DataLoader) -> RunFault:
