@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +60,22 @@ def compiled(request) -> Iterator[str]:
         yield request.param
 
 
+# Modules of half a minute and more on a quiet core, the longest first.
+LONG = (
+    "test_packaging", "test_engine_scene", "test_triton_interpreter", "test_engine_pretrain", "test_aot",
+    "test_processes", "test_engine_finetune", "test_soak_steps", "test_engine_shards", "test_env_check",
+    "test_methods_cim", "test_engine_resume_kill", "test_fusion_quality", "test_methods_densecl", "test_processes_lost",
+    "test_engine_resume_state", "test_data_scale", "test_dropped_steps",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long modules come first, then those of many tests: one that began last would leave the other cores idle."""
+    counts = Counter(item.path for item in items)
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(LONG)), -counts[item.path]))
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -75,3 +93,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """As without matplotlib: drawing takes longer than the trainings of the tests."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

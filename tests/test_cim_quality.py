@@ -15,9 +15,7 @@ from avfast.benches import cim_quality as quality  # noqa: E402
 WORDS = ("method.size=32", "method.context=32", "method.exemplar=16", "method.decoder_dim=16", "data.batch_size=8")
 
 
-def test_a_run_in_small(tmp_path, monkeypatch, capsys):
-    for module in ("figures_maps", "figures_images", "figures"):  # importers first: they must not import the stand-in
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
+def test_a_run_in_small(tmp_path, monkeypatch, no_pictures, capsys):
     out, readme = tmp_path / "q.json", tmp_path / "README.md"
     monkeypatch.setattr(quality, "RESULTS", tmp_path / "results")
     readme.write_text("before\n<!-- cim:begin -->\n<!-- cim:end -->\nafter\n")

@@ -16,12 +16,6 @@ from avfast.benches import densecl_quality as quality  # noqa: E402
 WORDS = ("method.size=32", "method.queue=32", "method.dim=16", "data.batch_size=8", "method.group_size=4")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    for module in ("figures_images", "figures"):  # the importer first: it must not import the stand-in
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
-
-
 def test_a_run_in_small(tmp_path, no_pictures, capsys):
     out = tmp_path / "q.json"
     arguments = ["--data", str(real_scenes()), "--seeds", "3", "--steps", "2", "--json", str(out)]

@@ -103,7 +103,7 @@ def test_accuracies_stand_in_the_log_every_epoch(tuned):
         assert not any("R@1" in name for name in row)
 
 
-def test_resume_goes_on_with_the_stage_that_is_not_finished(tuned, tmp_path, capsys):
+def test_resume_goes_on_with_the_stage_that_is_not_finished(tuned, tmp_path, no_pictures, capsys):
     out = tmp_path / "run"
     shutil.copytree(tuned, out)
     shutil.rmtree(out / "joint")
@@ -118,7 +118,7 @@ def test_resume_goes_on_with_the_stage_that_is_not_finished(tuned, tmp_path, cap
     assert again["first"] == again["second"], "the same start gives the same run"
 
 
-def test_a_joint_stage_begins_anew_when_its_encoders_have_gone_on(tuned, tmp_path, capsys):
+def test_a_joint_stage_begins_anew_when_its_encoders_have_gone_on(tuned, tmp_path, no_pictures, capsys):
     """As after a budget: every stage has a run, and the audio stage was not at its end."""
     out = tmp_path / "run"
     shutil.copytree(tuned, out)
@@ -137,7 +137,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert "stage joint" in capsys.readouterr().out and not (tmp_path / "dry").exists()
 
 
-def test_words_for_one_stage(tmp_path):
+def test_words_for_one_stage(tmp_path, no_pictures):
     out = tmp_path / "own"
     assert finetune(out, "steps=2", "joint:run.steps=3", "method.masks=none", "run.control=false") == 0
     steps = {s: json.loads((out / s / "results.json").read_text())["step"] for s in ("audio", "video", "joint")}

@@ -29,12 +29,6 @@ TINY = ("size=32", "queue=32", "dim=16", "batch_size=8", "group_size=4", "eval_e
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    for module in ("figures_images", "figures"):  # the importer first: it must not import the stand-in
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
-
-
 def pretrain(data, out, *words) -> int:
     command = ["pretrain", "--recipe", "densecl", "--data", str(data), "--out", str(out), "--device", "cpu"]
     return main([*command, *TINY, *words])

@@ -32,12 +32,6 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes longer than these trainings; `learned` has the pictures."""
-    monkeypatch.setattr("avfast.engine.figures.matplotlib_figure", lambda: None)
-
-
 def arguments(out, *more) -> list[str]:
     return [
         "pretrain",

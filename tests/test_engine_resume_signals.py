@@ -173,8 +173,7 @@ def run(out, *words) -> int:
     return main([*command, *SMALL, "steps=4", "control=true", *words])
 
 
-def test_in_the_control_and_in_the_evaluation(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("avfast.engine.figures.matplotlib_figure", lambda: None)
+def test_in_the_control_and_in_the_evaluation(tmp_path, capsys, no_pictures):
     step = Trainer._train_step
 
     def stopped_in_control(self, batch):

@@ -22,6 +22,7 @@ from avfast.data.sources import MANIFEST  # noqa: E402
 from avfast.engine.checkpoint import load_checkpoint  # noqa: E402
 from avfast.engine.pretrain import Request  # noqa: E402
 from avfast.engine.pretrain import pretrain as pretrain_one  # noqa: E402
+from avfast.engine.scene import scores  # noqa: E402
 from avfast.engine.scene.frames import extract_frames  # noqa: E402
 from avfast.engine.scene.localise import mosaics  # noqa: E402
 from avfast.engine.scene.synthesis import Synthesiser  # noqa: E402
@@ -52,6 +53,12 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("scene")
     assert pretrain(out) == 0
     return out
+
+
+@pytest.fixture
+def briefly(no_pictures, monkeypatch):
+    """No pictures and a judge of a few steps, where `run` has both."""
+    monkeypatch.setattr(scores, "JUDGE_STEPS", 20)
 
 
 def test_every_stage_leaves_its_run_and_there_is_one_report(run):
@@ -100,7 +107,7 @@ def test_the_export_draws_pictures(run):
     assert card["recipe"] == "sound2scene" and len(card["classes"]) == 16
 
 
-def test_a_continued_run_equals_one_that_was_never_stopped(run, tmp_path, capsys):
+def test_a_continued_run_equals_one_that_was_never_stopped(run, tmp_path, briefly, capsys):
     """Stopped within the generator stage: the stages before are kept, and it ends with the same bits."""
     out = tmp_path / "again"
     shutil.copytree(run, out)
@@ -127,7 +134,7 @@ def test_a_continued_run_equals_one_that_was_never_stopped(run, tmp_path, capsys
     assert all(torch.equal(whole[name], again[name]) for name in whole if isinstance(whole[name], torch.Tensor))
 
 
-def test_more_steps_for_an_early_stage_begin_the_later_ones_anew(run, tmp_path, capsys):
+def test_more_steps_for_an_early_stage_begin_the_later_ones_anew(run, tmp_path, briefly, capsys):
     out = tmp_path / "more"
     shutil.copytree(run, out)
     words = ("image:run.steps=5", "--resume", "auto", "--force")
@@ -144,7 +151,7 @@ def test_more_steps_for_an_early_stage_begin_the_later_ones_anew(run, tmp_path, 
     assert (facts[0] == facts[1]) == (chosen[0] == chosen[1])
 
 
-def test_a_given_encoder_and_generator_replace_their_stages(run, tmp_path, capsys):
+def test_a_given_encoder_and_generator_replace_their_stages(run, tmp_path, briefly, capsys):
     from avfast.generator import build_generator
     from avfast.icgan import icgan_names
 

@@ -36,13 +36,7 @@ SCENE = ("method.frames=1", "method.visual_size=32", "method.visual=resnet-tiny"
          "data.batch_size=8", "run.control=false", "image:data.batch_size=8", "image:method.group_size=4",
          "image:run.steps=1", "localiser:run.steps=1", "generator:run.steps=1", "audio:run.steps=1")  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for module in ("figures_images", "figures"):
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +82,8 @@ def test_fusion_tuning_keys_its_confidences_by_content(packed, tmp_path):
     assert (tmp_path / "joint" / "report.md").is_file()
 
 
-def test_sound2scene_takes_its_frames_from_shards(packed, tmp_path):
+def test_sound2scene_takes_its_frames_from_shards(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("avfast.engine.scene.scores.JUDGE_STEPS", 20)
     assert command("pretrain", "sound2scene", packed("clips"), tmp_path, *SCENE) == 0
     assert (tmp_path / "report.md").is_file()
     frames = json.loads((tmp_path / "frames" / "manifest.json").read_text())

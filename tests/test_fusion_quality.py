@@ -15,9 +15,7 @@ from avfast.benches import fusion_quality as quality  # noqa: E402
 WORDS = ("method.size=32", "method.frames=1", "method.duration=1", "data.batch_size=16")
 
 
-def test_a_run_in_small(tmp_path, monkeypatch, capsys):
-    for module in ("figures_maps", "figures_images", "dead_channels", "figures"):  # importers first
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
+def test_a_run_in_small(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.setattr(quality, "SOURCE", ("run.steps=2", "optim.schedule=constant"))
     monkeypatch.setattr(quality, "VARIANTS", ("random", "naive", "abri_channel"))
     out = tmp_path / "q.json"

@@ -19,9 +19,7 @@ WORDS = ("method.frames=5", "method.visual_size=32", "method.visual=resnet-tiny"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_run_in_small(tmp_path, monkeypatch, capsys):
-    for module in ("figures_images", "figures"):  # the importer first: it must not import the stand-in
-        monkeypatch.setattr(f"avfast.engine.{module}.matplotlib_figure", lambda: None)
+def test_a_run_in_small(tmp_path, no_pictures, capsys):
     make_cutaway_clips(tmp_path / "clips", clips=48)
     out = tmp_path / "q.json"
     command = ["--data", str(tmp_path / "clips"), "--seeds", "3", "--json", str(out), "--rules", "top1,middle,known"]
