@@ -26,9 +26,10 @@ $(VENV)/.built: $(VENV)/.tools $(SOURCES)
 demo: build
 	$(PY) -m avfast demo --out demo
 
-# Modules side by side on every core. Threads must not spin while they wait: they would starve each other.
+# Modules side by side on every core, in the order of tests/conftest.py. Threads must not spin while they wait: they would
+# starve each other.
 test: build
-	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Refuses to record on a busy machine; see benches/README.md.
 bench: build
