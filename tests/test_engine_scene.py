@@ -270,12 +270,15 @@ def test_one_stage_by_name_needs_what_the_others_made(tmp_path):
         pretrain_one(request, say=lambda line: None)
 
 
-def test_two_processes_train_one_scene_and_one_report(tmp_path):
+def test_two_processes_train_one_scene_and_one_report(tmp_path, tmp_path_factory):
+    """Without pictures, of which two processes draw some in tests/test_engine_pretrain.py."""
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "matplotlib.py").write_text("raise ImportError('left out')")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avfast"]
     words = ["pretrain", "--recipe", "sound2scene", "--data", str(real_clips()), "--out", str(tmp_path), *TINY,
              "--device", "cpu", "audio:run.control=false", "data.batch_size=4", "image:data.batch_size=4",
              "image:method.group_size=2"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{hidden}{os.pathsep}{ROOT}"}
     done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"read '{tmp_path}/report.md' first") == 1 and done.stdout.count("stage generator\n") == 1
