@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .rows import Row
 
-UNIT, SMALL, LONG, MINUTES = "rounds", 1, 5, 15
+UNIT, SMALL, LONG, MINUTES = "rounds", 1, 5, 10
 SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "threads"
 SUMMARY = re.compile(r"^threads: \w+: (\d+) kernels, (\d+) calls, (\d+) loops, (\d+) tasks on (\d+) threads$", re.M)
 
