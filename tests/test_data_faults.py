@@ -27,6 +27,8 @@ from avfast.errors import DataError, RunFault, UnreadableFile  # noqa: E402
 
 SETTINGS = {"frames": 2, "size": 16, "duration": 1.0, "sample_rate": 8000, "seed": 5, "train": True}
 CLIPS = 6
+PATIENCE = 3
+"""Seconds: what a busy machine may hold a good file up, and what each test of a hanging one costs."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def errors_of(batches):
 
 @pytest.mark.parametrize(("workers", "cache"), [(0, None), (0, "memory"), (2, None), (2, "memory")])
 def test_a_clip_that_hangs_is_left_out_after_its_time(folder, workers, cache):
-    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", cache=cache, timeout=1, **SETTINGS)
+    dataset = ClipDataset(ClipSource.open(folder), on_error="skip", cache=cache, timeout=PATIENCE, **SETTINGS)
     hang(folder / "2.mp4")
     loader = loader_of(dataset, workers=workers)
     began = time.monotonic()
@@ -80,9 +82,9 @@ def test_a_clip_that_hangs_is_left_out_after_its_time(folder, workers, cache):
 
 def test_the_policy_decides_about_a_clip_that_hangs(folder):
     source = ClipSource.open(folder)
-    strict, generous = (ClipDataset(source, on_error=p, timeout=1, **SETTINGS) for p in ("raise", "resample"))
+    strict, generous = (ClipDataset(source, on_error=p, timeout=PATIENCE, **SETTINGS) for p in ("raise", "resample"))
     hang(folder / "2.mp4")
-    with pytest.raises(DataError, match=r"2\.mp4: could not be read within 1 s.*on_error") as caught:
+    with pytest.raises(DataError, match=r"2\.mp4: could not be read within 3 s.*on_error") as caught:
         list(loader_of(strict, workers=1))
     assert "Traceback" not in str(caught.value)
     batches = list(loader_of(generous))
@@ -95,7 +97,7 @@ def test_a_picture_that_hangs(tmp_path):
     for i in range(3):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
     source = ClipSource.open(tmp_path, extensions=IMAGE_EXTENSIONS)
-    dataset = ImageDataset(source, size=8, seed=0, train=True, on_error="skip", timeout=1)
+    dataset = ImageDataset(source, size=8, seed=0, train=True, on_error="skip", timeout=PATIENCE)
     assert not dataset[0, 0]["errors"]
     hang(tmp_path / "1.png")
     assert errors_of(loader_of(dataset)) == [("1.png", "timeout")]
