@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,8 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long modules come first, then those of many tests: one that began last would leave the other cores idle."""
+    if gone := set(LONG) - {path.stem for path in Path(__file__).parent.glob("test_*.py")}:
+        raise pytest.UsageError(f"tests/conftest.py: LONG names modules that are not there: {', '.join(sorted(gone))}")
     counts = Counter(item.path for item in items)
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: (place.get(item.path.stem, len(LONG)), -counts[item.path]))
