@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from engine_fixtures import real_scenes
@@ -98,6 +100,27 @@ def test_who_does_not_answer_the_roll_call_is_named(store):
         "process 1 does not answer, of 3: killed, out of memory or hanging in step 7 "
         "(Connection closed by peer [::1]:1)"
     )
+
+
+@pytest.mark.parametrize(("beating", "named"), [((2,), "process 1 does"), ((1, 2), "processes 1, 2 do")])
+def test_who_has_not_noticed_is_not_to_blame_where_somebody_is_gone(store, monkeypatch, beating, named):
+    """Of four processes in a ring one waits for another that has noticed. One that hangs is alive too."""
+    count = store.add
+    monkeypatch.setattr(store, "add", lambda key, n: count(key, n or key in {f"beat/{rank}" for rank in beating}))
+    assert str(lose("Connection closed by peer")).startswith(f"{named} not answer, of 3: killed")
+
+
+def test_signs_of_life_come_while_a_run_is_under_way(store, monkeypatch):
+    monkeypatch.setattr(processes, "_client", lambda: store)
+    monkeypatch.setattr(processes, "BEAT", 0.01)
+    with processes._heart():
+        until = time.monotonic() + 10
+        while store.kept.get("beat/0", 0) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert store.kept["beat/0"] >= 3
+    kept = dict(store.kept)
+    time.sleep(0.05)
+    assert store.kept == kept
 
 
 def test_who_left_a_word_is_quoted(store, monkeypatch):

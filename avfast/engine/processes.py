@@ -11,9 +11,10 @@ import functools
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -26,6 +27,8 @@ from avfast.errors import AvfastError
 
 ROLL_CALL = 5.0
 """Seconds in which a process that still runs says so after a collective failed."""
+BEAT = 0.5
+"""Seconds between two signs of life."""
 LAST_WAIT = 20.0
 """Seconds to wait for the others after a signal came."""
 BROKEN = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL",
@@ -63,8 +66,31 @@ def patience(seconds: float) -> Iterator[None]:
         return
     wait_for_all()
     _set_timeout(timedelta(seconds=seconds))
-    yield
+    with _heart():
+        yield
     _set_timeout(dist.default_pg_timeout)
+
+
+@contextmanager
+def _heart() -> Iterator[None]:
+    """Within, a thread counts on at the store: a process that waits for one which has noticed a loss, but whose own
+    connections are whole, is not the one that was lost."""
+    store, rank, end = _client(), rank_and_world()[0], threading.Event()
+
+    def beat() -> None:
+        with suppress(RuntimeError):  # the store went with the launcher
+            while not end.wait(BEAT):
+                store.add(f"beat/{rank}", 1)
+
+    thread = threading.Thread(target=beat, name="avfast-heart", daemon=True)
+    if store is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        if store is not None:
+            thread.join()
 
 
 def _set_timeout(time: timedelta) -> None:
@@ -197,11 +223,14 @@ def _lost(store: Any, cause: str, where: str) -> LostProcess:
     missing = list(range(world))
     try:
         store.set(f"alive/{own}", "1")
+        beats = [store.add(f"beat/{rank}", 0) for rank in range(world)]
         until = time.monotonic() + ROLL_CALL
         while missing and time.monotonic() < until:
             _raise_if_failed(store)
             missing = [rank for rank in missing if not store.check([f"alive/{rank}"])]
             time.sleep(0.05)
+        # One that hangs lives too: it is to blame where no other is.
+        missing = [rank for rank in missing if store.add(f"beat/{rank}", 0) == beats[rank]] or missing
     except LostProcess as lost:
         return lost
     except RuntimeError:
@@ -216,6 +245,11 @@ def _lost(store: Any, cause: str, where: str) -> LostProcess:
 
 @functools.cache
 def _store() -> Any:
+    """The client of the main thread."""
+    return _client()
+
+
+def _client() -> Any:
     """A client of the launcher's key-value store, for keys of this run and attempt; None where there is none."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if address is None or port is None or not dist.is_available():
