@@ -69,9 +69,10 @@ def run_case(case: Case, protocol: Protocol) -> dict:
         slices, rounds = _time(case, running, protocol)
         busyness = watch.stop()
         _describe(case, running, slices, protocol)
-    objections = busyness.objections(max(protocol.threads, protocol.cores_in_use))
+    busy = busyness.objections(max(protocol.threads, protocol.cores_in_use))
     twin = next((name for name in slices if name.endswith(AGAIN)), None)
     noise = _noise(slices, twin) if twin else None
+    objections = list(busy)
     if noise is not None and noise > MOST_NOISE:
         objections.append(f"{twin.removesuffix(AGAIN)} differs from itself by {noise:.0%}")
     record = {
@@ -92,6 +93,7 @@ def run_case(case: Case, protocol: Protocol) -> dict:
         "load_before": busyness.load_before,
         "load_after": busyness.load_after,
         "foreign_cores": busyness.foreign_cores,
+        "busy": bool(busy),
         "publishable": not objections,
         "not_for_publication": objections,
         "candidates": [entrant.record for entrant in entrants],

@@ -178,7 +178,7 @@ def readme_block(results: dict) -> str:
         ops = dict.fromkeys(record["op"] for record in earlier if record["measured_at"] == when)
         lines += ["", f"Rows of {', '.join(ops)} were measured at {when}."]
     if held_back:
-        lines += ["", f"{len(held_back)} cases were measured on a busy machine and are not shown."]
+        lines += ["", f"{len(held_back)} cases were measured on a busy machine or with much noise, and are not shown."]
     if results["overhead"]:
         slowest = max(results["overhead"], key=lambda row: row["overhead_s"])
         lines += [

@@ -88,7 +88,7 @@ def save(results: dict, path: str | os.PathLike) -> None:
 
 
 def record(results: dict, folder: Path = RESULTS) -> int:
-    """Replace this machine's file unless something in ``results`` is not for publication; the exit status.
+    """Replace this machine's file unless the machine was busy; the exit status. Noisy cases are kept, and never shown.
 
     What other benches left in it stays, marked with the commit and date it is of. The file is kept small: six digits,
     and the worst error instead of one per output.
@@ -96,7 +96,7 @@ def record(results: dict, folder: Path = RESULTS) -> int:
     refused = [
         f"{case['key']} on {case['threads']} threads: {'; '.join(case['not_for_publication'])}"
         for case in results["cases"]
-        if not case["publishable"]
+        if case.get("busy", not case["publishable"])
     ]
     if refused:
         print("not recorded, the machine was busy:", *refused, sep="\n  ", file=sys.stderr)

@@ -61,5 +61,5 @@ def tiny_results():
         ),
         quick_protocol(threads=1),
     )
-    record.update(publishable=True, not_for_publication=[], noise_floor=0.01)
+    record.update(busy=False, publishable=True, not_for_publication=[], noise_floor=0.01)
     return {"schema": run.SCHEMA, "machine": machine.facts(), "cases": [record], "overhead": []}

@@ -30,7 +30,11 @@ def test_only_a_quiet_run_is_recorded(results, tmp_path, capsys):
     assert path.name == f"{machine.slug(results['machine'])}.json"
     recorded = path.read_bytes()
     assert report.headline(run.load(path)["cases"][0]) == report.headline(results["cases"][0])
-    results["cases"][0].update(publishable=False, not_for_publication=["load average 9.00 exceeds"])
+    results["cases"][0].update(publishable=False, not_for_publication=["fast differs from itself by 75%"])
+    assert run.record(results, tmp_path) == 0, "of a quiet machine, a noisy case is kept"
+    assert "1 cases were measured on a busy machine or with much noise" in report.readme_block(run.load(path))
+    recorded = path.read_bytes()
+    results["cases"][0].update(busy=True, not_for_publication=["load average 9.00 exceeds"])
     assert run.record(results, tmp_path) == 1
     assert "load average 9.00" in capsys.readouterr().err
     assert path.read_bytes() == recorded
