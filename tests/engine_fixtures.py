@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -155,3 +156,26 @@ class _Epochs:
 
     def __getitem__(self, key):
         return self.clips[key[1]] if isinstance(self.clips, list) else self.clips[key]
+
+
+class Killed(BaseException):
+    """A process that was killed, for tests that stay in theirs."""
+
+
+class DyingCalls:
+    """Counts the calls that change a folder (fsync, replace, link, unlink); from number ``fatal`` on, unless it is 0,
+    each raises Killed: clean-up, which a killed process does not do, fails as well."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.count = self.fatal = 0
+        for name in ("fsync", "replace", "link", "unlink"):
+            monkeypatch.setattr(os, name, self._dying(getattr(os, name)))
+
+    def _dying(self, function):
+        def call(*arguments, **options):
+            self.count += 1
+            if self.fatal and self.count >= self.fatal:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call

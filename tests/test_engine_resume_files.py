@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from engine_fixtures import DyingCalls, Killed
 
 from avfast.engine import checkpoint
 from avfast.engine.checkpoint import KEYS, SCHEMA, DamagedCheckpoint, load_checkpoint, save_checkpoint
@@ -153,25 +154,9 @@ def test_steps_of_a_future_that_was_left_go_with_the_next_save(tmp_path):
     assert list(generations.steps()) == [5, 4] and generations.newest().step == 5
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_at_every_instant_of_a_save_one_good_state_is_left(tmp_path, monkeypatch):
     """Every call that changes the folder is once the last one; what is left then always has a newest whole state."""
-    calls, fatal = [0], [0]
-
-    def dying(function):
-        def call(*arguments, **options):
-            calls[0] += 1
-            if fatal[0] and calls[0] >= fatal[0]:
-                raise Killed  # and clean-up, which a killed process does not do, fails as well
-            return function(*arguments, **options)
-
-        return call
-
-    for name in ("fsync", "replace", "link", "unlink"):
-        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+    calls = DyingCalls(monkeypatch)
 
     def saves(folder, last):
         generations = Generations(folder, keep=2)
@@ -179,13 +164,13 @@ def test_killed_at_every_instant_of_a_save_one_good_state_is_left(tmp_path, monk
             generations.save(state(step), best=step == 4, final=step == 8)
 
     saves(tmp_path / "whole", 8)
-    total, seen = calls[0], set()
+    total, seen = calls.count, set()
     for instant in range(1, total + 1):
         folder = tmp_path / str(instant)
-        calls[0], fatal[0] = 0, instant
+        calls.count, calls.fatal = 0, instant
         with pytest.raises(Killed):
             saves(folder, 8)
-        calls[0], fatal[0] = 0, 0
+        calls.count = calls.fatal = 0
         generations = Generations(folder, keep=2)
         found = generations.newest()
         begun = [p for p in folder.iterdir() if p.suffix == ".pt"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import shutil
 import types
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_fixtures import StopAt, Toy, ToyClips, ToyConfig, real_clips, weights
+from engine_fixtures import DyingCalls, Killed, StopAt, Toy, ToyClips, ToyConfig, real_clips, weights
 from torch import nn
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -343,41 +342,26 @@ def test_the_damaged_last_of_a_run_is_passed_over_and_the_end_is_the_same(toy, t
     assert rows[0] == rows[1]
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_killed_at_every_call_that_changes_the_folder_and_again_soon_after(toy, tmp_path, monkeypatch):
     """Each fsync, replace, link and unlink of a run is once its last, and often one of the run that went on is too: the
     folder in the end is that of a run that was never killed."""
     from avfast.benches.soak.kill import differences, snapshot
     from avfast.engine.resume import newest_of
 
-    calls, fatal = [0], [0]
-
-    def dying(function):
-        def call(*arguments, **options):
-            calls[0] += 1
-            if fatal[0] and calls[0] >= fatal[0]:
-                raise Killed  # and clean-up, which a killed process does not do, fails as well
-            return function(*arguments, **options)
-
-        return call
+    calls = DyingCalls(monkeypatch)
 
     def run(out, at=0):
-        calls[0], fatal[0] = 0, at
+        calls.count, calls.fatal = 0, at
         try:
             found = newest_of(out)
             whole(out, resume=found and found.path, validator=BestAt3(None), steps=7, save_every=2, eval_every=3)
         except Killed:
             pass
         finally:
-            fatal[0] = 0
+            calls.fatal = 0
 
-    for name in ("fsync", "replace", "link", "unlink"):
-        monkeypatch.setattr(os, name, dying(getattr(os, name)))
     run(tmp_path / "whole")
-    total, held = calls[0], snapshot(tmp_path / "whole")
+    total, held = calls.count, snapshot(tmp_path / "whole")
     assert {"checkpoints/step-00000006.pt", "metrics.jsonl"} <= held.keys() and total > 50
     assert held["checkpoints/best.pt"]["counters"]["step"] == 3
     for instant in range(1, total + 1):
